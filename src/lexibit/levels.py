@@ -1,0 +1,46 @@
+"""The forms in which the levels of a group are stored, each in its own smallest.
+
+=============  ===============  ==============================================================
+form           numbers a group  level of code ``c``
+=============  ===============  ==============================================================
+``table``      2**bits          ``table[c]``
+``uniform``    2                ``scale * (c + offset)``, numbers in the order scale, offset
+``binary``     bits             ``sum_j scale[j] * (+1 if bit j of c is set else -1)``
+=============  ===============  ==============================================================
+
+Every form expands to a table, so one decoder serves all.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+
+class LevelForm(StrEnum):
+    """How a group's levels are stored."""
+
+    TABLE = "table"
+    UNIFORM = "uniform"
+    BINARY = "binary"
+
+    def width(self, bits: int) -> int:
+        """Numbers stored for one group."""
+        return {"table": 1 << bits, "uniform": 2, "binary": bits}[self.value]
+
+    def expand(self, levels: Tensor, bits: int) -> Tensor:
+        """Levels ``[groups, width]`` as a table ``[groups, 2**bits]``, in the same dtype."""
+        if self is LevelForm.TABLE:
+            return levels
+        code = torch.arange(1 << bits, device=levels.device)
+        if self is LevelForm.UNIFORM:
+            scale, offset = levels[:, :1], levels[:, 1:]
+            return scale * (code.to(levels.dtype) + offset)
+        sign = ((code[:, None] >> torch.arange(bits, device=levels.device)) & 1) * 2 - 1
+        # one plane after the other: a fixed order of additions gives the same bits everywhere
+        table = levels[:, :1] * sign[:, 0].to(levels.dtype)
+        for plane in range(1, bits):
+            table = table + levels[:, plane : plane + 1] * sign[:, plane].to(levels.dtype)
+        return table

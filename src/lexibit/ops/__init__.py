@@ -1,0 +1,117 @@
+"""The three things one does with a weight in codes: decode it, multiply with it, look rows up.
+
+Each is a PyTorch custom operator (``torch.ops.lexibit.*``) with a fake kernel for ``torch.compile``
+and, for ``linear``, a gradient. The implementation here is the reference, plain PyTorch on any device;
+a faster one for a device is added with ``linear_op.register_kernel("cpu")`` and must agree with it.
+
+All take a weight as ``codes`` (uint8, packed), ``levels`` ([groups, width]) and its layout: ``shape``,
+``bits``, ``block`` (rows and columns of a group), ``form`` (see :mod:`lexibit.levels`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lexibit.groups import matrix_shape
+from lexibit.ops import reference
+
+
+@torch.library.custom_op("lexibit::decode", mutates_args=())
+def decode_op(
+    codes: Tensor, levels: Tensor, shape: list[int], bits: int, block: list[int], form: str
+) -> Tensor:
+    """The weight: ``shape`` in the dtype of ``levels``."""
+    return reference.decode(codes, levels, shape, bits, block, form)
+
+
+@decode_op.register_fake
+def _(codes: Tensor, levels: Tensor, shape: list[int], bits: int, block: list[int], form: str) -> Tensor:
+    return levels.new_empty(shape)
+
+
+@torch.library.custom_op("lexibit::linear", mutates_args=())
+def linear_op(
+    x: Tensor,
+    bias: Tensor | None,
+    codes: Tensor,
+    levels: Tensor,
+    shape: list[int],
+    bits: int,
+    block: list[int],
+    form: str,
+    transposed: bool,
+) -> Tensor:
+    """``x @ W.T + bias`` (``x @ W + bias`` if ``transposed``), with ``W`` as decoded."""
+    weight = reference.decode(codes, levels, shape, bits, block, form)
+    return reference.linear(x, weight, bias, transposed)
+
+
+@linear_op.register_fake
+def _(
+    x: Tensor,
+    bias: Tensor | None,
+    codes: Tensor,
+    levels: Tensor,
+    shape: list[int],
+    bits: int,
+    block: list[int],
+    form: str,
+    transposed: bool,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], shape[1 if transposed else 0]))
+
+
+@torch.library.custom_op("lexibit::embedding", mutates_args=())
+def embedding_op(
+    ids: Tensor,
+    codes: Tensor,
+    levels: Tensor,
+    shape: list[int],
+    bits: int,
+    block: list[int],
+    form: str,
+) -> Tensor:
+    """The rows ``ids`` of the weight; only they are decoded."""
+    return reference.embedding(ids, codes, levels, shape, bits, block, form)
+
+
+@embedding_op.register_fake
+def _(
+    ids: Tensor,
+    codes: Tensor,
+    levels: Tensor,
+    shape: list[int],
+    bits: int,
+    block: list[int],
+    form: str,
+) -> Tensor:
+    return levels.new_empty((*ids.shape, matrix_shape(tuple(shape))[1]))
+
+
+def _setup_linear(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    _, _, codes, levels, shape, bits, block, form, transposed = inputs
+    # the packed weight is kept for the backward pass, never the decoded one
+    ctx.save_for_backward(codes, levels)
+    ctx.layout, ctx.transposed = (shape, bits, block, form), transposed
+
+
+def _linear_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    codes, levels = ctx.saved_tensors
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        weight = decode_op(codes, levels, *ctx.layout)
+        grad_x = grad @ (weight.t() if ctx.transposed else weight)
+    if ctx.needs_input_grad[1]:
+        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
+    return grad_x, grad_bias, None, None, None, None, None, None, None
+
+
+linear_op.register_autograd(_linear_backward, setup_context=_setup_linear)
+
+# what callers use: the registered operators, with types
+decode: Callable[..., Tensor] = decode_op
+linear: Callable[..., Tensor] = linear_op
+embedding: Callable[..., Tensor] = embedding_op
