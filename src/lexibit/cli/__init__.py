@@ -1,0 +1,41 @@
+"""The command line: one file a command, each a thin cover over a Python call."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.markup import escape
+from transformers.utils.logging import disable_progress_bar
+
+from lexibit.cli.compare import compare
+from lexibit.cli.demo import demo
+from lexibit.cli.inspect import inspect
+from lexibit.cli.plan import plan
+from lexibit.cli.quantize import quantize
+from lexibit.cli.show import errors
+from lexibit.errors import LexibitError
+
+app = typer.Typer(
+    name="lexibit",
+    help="Pre-trained language models in one to eight bits.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+for command in (plan, quantize, inspect, compare, demo):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run a command; exit with 0 if it succeeded, 1 if it failed, 2 for wrong usage, 130 for Ctrl-C."""
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        app()
+    except LexibitError as error:
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("interrupted: nothing was left half-written")
+        sys.exit(130)

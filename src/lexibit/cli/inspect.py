@@ -1,0 +1,68 @@
+"""``lexibit inspect``: what a quantized folder really holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from lexibit import checkpoint
+from lexibit.cli.show import Json, console, print_json, size, table
+
+
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="A quantized folder or file.", metavar="DIR")],
+    against: Annotated[
+        str | None,
+        typer.Option(help="The float model it was made from: adds each weight's error."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show what a quantized folder holds: true bits per weight, and errors.
+
+    Bits per weight are counted from the bytes stored: codes and levels.
+
+    [bold]Examples[/]
+
+    lexibit inspect ./minilm-4bit
+
+    lexibit inspect ./minilm-4bit --against sentence-transformers/all-MiniLM-L6-v2 --json
+    """
+    contents = checkpoint.inspect(folder)
+    errors = {}
+    if against is not None:
+        found = checkpoint.errors_against(folder, checkpoint.find(against))
+        errors = {error.name: error for error in found}
+    if json:
+        document = contents.to_dict()
+        for weight in document["weights"]:
+            if weight["name"] in errors:
+                weight |= asdict(errors[weight["name"]])
+        print_json(document)
+        return
+    columns = ["weight", "#shape", "scheme", "#bits", "#group", "levels", "#bytes", "#bits/weight"]
+    shown = table(str(folder), *columns, *(["#rel. error", "#largest"] if errors else []))
+    for name, spec in contents.weights.items():
+        row = [
+            escape(name),
+            "x".join(map(str, spec.shape)),
+            spec.scheme,
+            str(spec.bits),
+            "x".join(map(str, spec.block)),
+            f"{spec.form} {spec.levels_dtype}",
+            size(spec.nbytes),
+            f"{spec.bits_per_weight:.4f}",
+        ]
+        if name in errors:
+            row += [f"{errors[name].relative:.5f}", f"{errors[name].largest:.4g}"]
+        shown.add_row(*row)
+    console.print(shown)
+    console.print(
+        f"{len(contents.weights)} weights in codes: {contents.bits_per_weight:.4f} stored bits each\n"
+        f"whole checkpoint, full-precision parameters and headers too: {size(contents.file_bytes)}, "
+        f"{contents.file_bits_per_parameter:.4f} bits per parameter",
+        highlight=False,
+    )

@@ -1,0 +1,125 @@
+"""The options that say how to quantize, the same for every command that takes them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shlex
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
+
+import typer
+
+from lexibit import schemes
+from lexibit.config import LEVELS_DTYPES, LexibitConfig
+from lexibit.errors import LexibitError
+
+Model = Annotated[
+    str, typer.Argument(help="A hub name, a model folder, or a .safetensors file.", metavar="MODEL")
+]
+
+_MATCH = "A shell pattern on the weights' names, like '*.query'; may be given more than once."
+
+
+def _config(
+    scheme: Annotated[
+        str, typer.Option(help=f"How levels are chosen: {', '.join(schemes.names())}.")
+    ] = "kmeans",
+    bits: Annotated[int, typer.Option(help="Bits of a code, 1 to 8.")] = 4,
+    groups: Annotated[
+        str,
+        typer.Option(
+            help="Which weights share levels: matrix, row, rows:N (blocks of N rows), blocks:N "
+            "(N blocks of rows), columns:N (runs of N columns in a row)."
+        ),
+    ] = "matrix",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="An option of the scheme, like init=k-means++.", metavar="NAME=VALUE"),
+    ] = None,
+    levels_dtype: Annotated[
+        str, typer.Option(help=f"How levels are stored: {', '.join(LEVELS_DTYPES)}.")
+    ] = "float32",
+    embeddings: Annotated[bool, typer.Option(help="Quantize embeddings too.")] = True,
+    heads: Annotated[bool, typer.Option(help="Quantize task heads too.")] = False,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Quantize only what matches. {_MATCH}", metavar="PATTERN"),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Keep what matches in full precision. {_MATCH}", metavar="PATTERN"),
+    ] = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Quantize these bare parameters as well. {_MATCH}", metavar="PATTERN"),
+    ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Other settings for what matches, like '*embeddings* bits=8 groups=row'; of two "
+            "rules that match, the later counts.",
+            metavar="'PATTERN NAME=VALUE ...'",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+) -> LexibitConfig:
+    return LexibitConfig(
+        scheme=scheme,
+        bits=bits,
+        groups=groups,
+        options=dict(map(_setting, option or [])),
+        levels_dtype=levels_dtype,
+        embeddings=embeddings,
+        heads=heads,
+        include=include or [],
+        exclude=exclude or [],
+        parameters=parameters or [],
+        rules=dict(map(_rule, rule or [])),
+        seed=seed,
+    )
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise LexibitError(f"{text!r}: write NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _rule(text: str) -> tuple[str, dict[str, Any]]:
+    pattern, *settings = shlex.split(text) or [""]
+    if not settings:
+        raise LexibitError(f"rule {text!r}: write a pattern, then NAME=VALUE, like '*.query bits=3'")
+    rule: dict[str, Any] = {}
+    for name, value in map(_setting, settings):
+        if name.startswith("options."):
+            rule.setdefault("options", {})[name.removeprefix("options.")] = value
+        else:
+            rule[name] = value
+    return pattern, rule
+
+
+def takes_config(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options above, and hand it the :class:`LexibitConfig` they make."""
+    options = inspect.signature(_config, eval_str=True).parameters
+    own = inspect.signature(command, eval_str=True)
+
+    @wraps(command)
+    def wrapper(**values: Any) -> None:
+        config = _config(**{name: values.pop(name) for name in options})
+        command(config=config, **values)
+
+    kept = [parameter for name, parameter in own.parameters.items() if name != "config"]
+    arguments = [p for p in kept if p.default is p.empty]
+    flags = [p for p in kept if p.default is not p.empty]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    merged = [p.replace(kind=keyword) for p in [*arguments, *options.values(), *flags]]
+    wrapper.__signature__ = own.replace(parameters=merged)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in merged}
+    del wrapper.__wrapped__
+    return wrapper

@@ -1,0 +1,136 @@
+"""What a user asks for: one record, the same in Python, on the command line and in config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from lexibit import schemes
+from lexibit.errors import LexibitError, unknown
+from lexibit.groups import Groups
+from lexibit.packing import MAX_BITS, MIN_BITS
+
+METHOD = "lexibit"
+LEVELS_DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one weight is quantized: scheme, its options, bits, groups, dtype of the stored levels."""
+
+    scheme: str = "kmeans"
+    bits: int = 4
+    groups: str = "matrix"
+    options: Mapping[str, Any] | None = None
+    levels_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Refuse what no weight could be quantized with."""
+        if isinstance(self.bits, bool) or not isinstance(self.bits, int):
+            raise LexibitError(f"bits must be a whole number from 1 to 8, not {self.bits!r}")
+        if not MIN_BITS <= self.bits <= MAX_BITS:
+            raise LexibitError(f"bits must be from {MIN_BITS} to {MAX_BITS}, not {self.bits}")
+        if self.levels_dtype not in LEVELS_DTYPES:
+            raise unknown("levels_dtype", self.levels_dtype, LEVELS_DTYPES)
+        if not isinstance(self.groups, str):
+            raise LexibitError(f"groups must be text like 'row' or 'rows:6', not {self.groups!r}")
+        Groups.parse(self.groups, (1, 1))
+        self.fitting().check_bits(self.bits)
+
+    def fitting(self) -> schemes.Scheme:
+        """The scheme with its options."""
+        return schemes.scheme(self.scheme, self.options)
+
+
+_RECIPE = tuple(field.name for field in fields(Recipe))
+
+
+class LexibitConfig(QuantizationConfigMixin):
+    """How to quantize a model.
+
+    Args:
+        scheme: ``kmeans``, ``linear`` or ``lq``.
+        bits: bits of a code, 1 to 8.
+        groups: which weights share levels: ``matrix``, ``row``, ``rows:N`` (blocks of N rows),
+            ``blocks:N`` (N blocks of rows), ``columns:N`` (runs of N columns in a row).
+        options: options of the scheme, like ``{"init": "k-means++", "iterations": 3}``.
+        levels_dtype: in what the levels are stored: ``float32``, ``float16`` or ``bfloat16``.
+        embeddings: whether embeddings are quantized too.
+        heads: whether task heads (classifier, score, qa_outputs, ...) are quantized too.
+        include: patterns; if any are given, only weights that match one are quantized.
+        exclude: patterns of weights that stay in full precision, whatever else is said.
+        parameters: patterns of bare parameters (of two axes or more) to quantize as well.
+        rules: ``{pattern: {"bits": 8, ...}}``: weights that match use these values of scheme, bits,
+            groups, options and levels_dtype instead; of two rules that match, the later counts.
+        seed: of every random choice.
+
+    Patterns are shell patterns (``*``, ``?``, ``[...]``) on the full name of a weight, with or without
+    its last part: ``*.query`` and ``*.query.weight`` name the same weights.
+
+    Raises:
+        LexibitError: an unknown option, scheme, spelling of groups, or bits outside 1 to 8.
+    """
+
+    def __init__(
+        self,
+        scheme: str = "kmeans",
+        bits: int = 4,
+        groups: str = "matrix",
+        options: Mapping[str, Any] | None = None,
+        levels_dtype: str = "float32",
+        embeddings: bool = True,
+        heads: bool = False,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        parameters: Sequence[str] = (),
+        rules: Mapping[str, Mapping[str, Any]] | None = None,
+        seed: int = 0,
+        **unrecognised: Any,
+    ) -> None:
+        """Check and keep the options."""
+        given = unrecognised.pop("quant_method", METHOD)
+        if given != METHOD:
+            raise LexibitError(f"quant_method is {given!r}: this is a {METHOD!r} configuration")
+        known = [name for name in self.__init__.__annotations__ if name != "unrecognised"]  # type: ignore[misc]
+        for name in unrecognised:
+            raise unknown("option of LexibitConfig", name, known)
+        for name, value in (
+            ("include", include),
+            ("exclude", exclude),
+            ("parameters", parameters),
+        ):
+            if isinstance(value, str) or not all(isinstance(item, str) for item in value):
+                raise LexibitError(f"{name} must be a list of patterns, not {value!r}")
+        self.quant_method: Any = METHOD
+        self.scheme = scheme
+        self.bits = bits
+        self.groups = groups
+        self.options = dict(options or {})
+        self.levels_dtype = levels_dtype
+        self.embeddings = embeddings
+        self.heads = heads
+        self.include = list(include)
+        self.exclude = list(exclude)
+        self.parameters = list(parameters)
+        self.rules = {pattern: dict(rule) for pattern, rule in (rules or {}).items()}
+        self.seed = seed
+        self.recipe()
+        for pattern, rule in self.rules.items():
+            for name in rule:
+                if name not in _RECIPE:
+                    raise unknown(f"setting in the rule for {pattern!r}", name, _RECIPE)
+            self.recipe(pattern)
+
+    def recipe(self, *rules: str) -> Recipe:
+        """The recipe that the named rules, in their order, make of the defaults."""
+        values = {name: getattr(self, name) for name in _RECIPE}
+        for pattern in rules:
+            rule = self.rules[pattern]
+            # another scheme does not know the options of the first
+            if rule.get("scheme", values["scheme"]) != values["scheme"]:
+                values["options"] = {}
+            values |= rule
+        return Recipe(**values)

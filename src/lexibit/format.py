@@ -1,0 +1,230 @@
+"""The stored form on disk, read and written as docs/format.md specifies it.
+
+A file is an ordinary safetensors file. The packed codes of a weight stand under the weight's own name,
+its levels beside them, and the header's metadata says under the key ``lexibit`` how to decode them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lexibit.config import LEVELS_DTYPES
+from lexibit.errors import FormatError
+from lexibit.groups import matrix_shape
+from lexibit.levels import LevelForm
+from lexibit.packing import MAX_BITS, MIN_BITS
+from lexibit.weight import CodebookWeight, WeightSpec
+
+KEY = "lexibit"
+VERSION = 1
+
+# Limits of the format, each far above any model and far below harm.
+MAX_AXES = 8
+MAX_WEIGHTS = 1 << 40  # in one tensor
+MAX_INDEX = 1 << 26  # bytes of the index as JSON
+DTYPES = ("float64", *LEVELS_DTYPES)
+_FIELDS = {"shape", "bits", "block", "form", "levels_dtype", "dtype", "scheme"}
+_SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+# The floating-point dtypes of safetensors files that can be quantized.
+TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+Index = dict[str, WeightSpec]
+
+
+def metadata(index: Mapping[str, WeightSpec]) -> dict[str, str]:
+    """What the header of a file says of its quantized weights."""
+    weights = {name: index[name].to_dict() for name in sorted(index)}
+    return {KEY: json.dumps({"format": VERSION, "weights": weights}, sort_keys=True)}
+
+
+def write(path: Path, tensors: Mapping[str, Tensor | CodebookWeight]) -> None:
+    """Write plain tensors and weights in codes to one safetensors file."""
+    index: Index = {}
+    plain: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if isinstance(value, CodebookWeight):
+            index[name] = value.spec
+            plain |= value.tensors(name)
+        else:
+            plain[name] = value
+    write_tensors(path, plain, index)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], index: Index) -> None:
+    """Write tensors of which some are the codes and levels that ``index`` tells of."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path, metadata={"format": "pt"} | metadata(index))
+
+
+def read(paths: Iterable[Path]) -> dict[str, Tensor | CodebookWeight]:
+    """All tensors of the files of one checkpoint, its quantized weights as such.
+
+    Raises:
+        FormatError: a file that is not what the format says.
+    """
+    paths = list(paths)
+    index = read_index(paths)
+    plain: dict[str, Tensor] = {}
+    for path in paths:
+        with open_file(path) as file:
+            plain |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    weights = {
+        name: assemble(
+            name,
+            spec,
+            plain.pop(name),
+            plain.pop(name + CodebookWeight.LEVELS).to(getattr(torch, spec.dtype)),
+        )
+        for name, spec in index.items()
+    }
+    return plain | weights
+
+
+def assemble(name: str, spec: WeightSpec, codes: Tensor, levels: Tensor) -> CodebookWeight:
+    """A weight from its loaded tensors, checked for what a header cannot show.
+
+    Raises:
+        FormatError: levels that are not finite, or bits set behind the last code.
+    """
+    if not levels.isfinite().all():
+        raise FormatError(f"{name}: some of its levels are NaN or infinite: the file is damaged")
+    spare = -prod(spec.shape) * spec.bits % 8
+    if spare and int(codes[-1]) >> (8 - spare):
+        raise FormatError(f"{name}: bits are set behind its last code: the file is damaged")
+    return CodebookWeight(spec, codes, levels)
+
+
+@contextmanager
+def open_file(path: Path) -> Any:
+    """A safetensors file, its faults told as ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise FormatError(
+            f"{path}: not a whole safetensors file ({error}): copy or download it again"
+        ) from error
+
+
+def read_index(paths: Iterable[Path]) -> Index:
+    """The quantized weights that the files of one checkpoint hold together; empty if none.
+
+    The index is checked against the headers: every tensor it needs is there, in the dtype and shape that
+    the format asks for. No tensor is read.
+
+    Raises:
+        FormatError: names the file, the tensor, the fault and the remedy.
+    """
+    index: Index = {}
+    found: dict[str, tuple[Path, str, list[int]]] = {}
+    for path in paths:
+        with open_file(path) as file:
+            for name, spec in _parse_index(path, (file.metadata() or {}).get(KEY)).items():
+                if index.setdefault(name, spec) != spec:
+                    raise FormatError(f"{path}: says of {name} something else than another shard")
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                if name in found:
+                    raise FormatError(f"{path}: the tensor {name} is also in {found[name][0]}")
+                found[name] = (path, part.get_dtype(), part.get_shape())
+    for name, spec in index.items():
+        levels = name + CodebookWeight.LEVELS
+        _check_tensor(found, name, "U8", spec.codes_shape)
+        _check_tensor(found, levels, _SAFETENSORS[spec.levels_dtype], spec.levels_shape)
+    return index
+
+
+def _check_tensor(
+    found: dict[str, tuple[Path, str, list[int]]], name: str, dtype: str, shape: tuple[int, ...]
+) -> None:
+    if name not in found:
+        raise FormatError(f"the tensor {name} is missing: copy or download the checkpoint again")
+    path, its_dtype, its_shape = found[name]
+    if its_dtype != dtype or tuple(its_shape) != shape:
+        raise FormatError(
+            f"{path}: the tensor {name} is {its_dtype} {its_shape}, its index says {dtype} "
+            f"{list(shape)}: the file was changed or damaged, copy or download it again"
+        )
+
+
+def _parse_index(path: Path, text: str | None) -> Index:
+    if text is None:
+        return {}
+    if len(text) > MAX_INDEX:
+        raise FormatError(f"{path}: its index has {len(text)} bytes, the limit is {MAX_INDEX}")
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise FormatError(f"{path}: its index is not JSON ({error}): the file is damaged") from None
+    if not isinstance(document, dict) or not isinstance(document.get("weights"), dict):
+        raise FormatError(f"{path}: its index is no record of weights: the file is damaged")
+    version = document.get("format")
+    if version != VERSION:
+        raise FormatError(
+            f"{path}: format version {version!r}, this lexibit reads {VERSION}: "
+            "install the lexibit that wrote it, or a later one"
+        )
+    return {name: _parse_spec(path, name, item) for name, item in document["weights"].items()}
+
+
+def _parse_spec(path: Path, name: str, item: Any) -> WeightSpec:
+    def refuse(fault: str) -> FormatError:
+        return FormatError(f"{path}: index of {name}: {fault}")
+
+    if not isinstance(item, dict) or (fields := set(item)) != _FIELDS:
+        fields = set(item) if isinstance(item, dict) else set()
+        missing, surplus = sorted(_FIELDS - fields), sorted(fields - _FIELDS)
+        raise refuse(f"fields missing: {missing}, not in format version {VERSION}: {surplus}")
+    shape, bits, block = item["shape"], item["bits"], item["block"]
+    if not _counts(shape) or not 2 <= len(shape) <= MAX_AXES or prod(shape) > MAX_WEIGHTS:
+        raise refuse(f"shape {shape!r} is not 2 to {MAX_AXES} counts of at most 2^40 weights")
+    if not _counts([bits]) or not MIN_BITS <= bits <= MAX_BITS:
+        raise refuse(f"bits {bits!r} are not {MIN_BITS} to {MAX_BITS}")
+    rows, columns = (max(axis, 1) for axis in matrix_shape(tuple(shape)))
+    if not (
+        _counts(block)
+        and len(block) == 2
+        and 1 <= block[0] <= rows
+        and 1 <= block[1] <= columns
+        and (block[0] == 1 or block[1] == columns)
+    ):
+        raise refuse(f"block {block!r} is neither whole rows nor a run in a row of {shape}")
+    if item["form"] not in list(LevelForm):
+        raise refuse(f"form {item['form']!r} is not one of {[form.value for form in LevelForm]}")
+    if item["levels_dtype"] not in LEVELS_DTYPES:
+        raise refuse(f"levels_dtype {item['levels_dtype']!r} is not one of {list(LEVELS_DTYPES)}")
+    if item["dtype"] not in DTYPES:
+        raise refuse(f"dtype {item['dtype']!r} is not one of {list(DTYPES)}")
+    if not isinstance(item["scheme"], str):
+        raise refuse(f"scheme {item['scheme']!r} is not a name")
+    return WeightSpec(
+        tuple(shape),
+        bits,
+        (block[0], block[1]),
+        LevelForm(item["form"]),
+        item["levels_dtype"],
+        item["dtype"],
+        item["scheme"],
+    )
+
+
+def _counts(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values
+    )

@@ -1,0 +1,258 @@
+"""The transformers plug-in: ``save_pretrained`` and ``from_pretrained`` for weights in codes.
+
+Importing lexibit registers it. While transformers loads a quantized folder, each planned weight is an
+ordinary uint8 parameter of the packed size with its levels beside it, so that shards, prefixes, ties
+and device maps are transformers' own business; at the end the two become one weight in codes. While it
+loads a float folder with a :class:`LexibitConfig`, each weight is quantized as it arrives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    ConversionOps,
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+)
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+
+from lexibit import format
+from lexibit.config import METHOD, LexibitConfig
+from lexibit.errors import FormatError, LexibitError
+from lexibit.fitting import Quantizing, install_everywhere, quantize_tensor
+from lexibit.nn import install, restore_all
+from lexibit.plan import Plan, PlannedWeight, Use, storages
+from lexibit.weight import CodebookWeight, WeightSpec
+
+register_quantization_config(METHOD)(LexibitConfig)
+
+
+@register_quantizer(METHOD)
+class LexibitHfQuantizer(HfQuantizer):
+    """What transformers calls while it loads and saves."""
+
+    quantization_config: LexibitConfig
+
+    def __init__(self, quantization_config: LexibitConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self._stored: list[tuple[str, WeightSpec, tuple[Use, ...]]] = []
+        self._planned: dict[str, PlannedWeight] = {}
+        self._quantizing: Quantizing | None = None
+        self._arrived: dict[str, bytes] = {}
+        self._fault: LexibitError | None = None
+
+    # loading ------------------------------------------------------------------------------------
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        if not self.pre_quantized:
+            plan = Plan.of(model, self.quantization_config)
+            if not plan.weights:
+                raise LexibitError(f"nothing to quantize in {type(model).__name__}: see its plan")
+            self._planned = {use.name: weight for weight in plan.weights for use in weight.uses}
+            self._quantizing = Quantizing(self.quantization_config, len(plan.weights), False)
+            return
+        files = [Path(file) for file in checkpoint_files or ()]
+        if not files or any(file.suffix != ".safetensors" for file in files):
+            raise FormatError(f"a lexibit folder holds safetensors files, this one: {files}")
+        index = format.read_index(files)
+        if not index:
+            raise FormatError(
+                f"{files[0]}: config.json says that it is quantized by lexibit, but the file holds no "
+                "weights in codes: restore the file, or remove quantization_config from config.json"
+            )
+        # tying pads a bias to the first axis of the weight, which packed codes do not have
+        model._adjust_bias = lambda *_: None  # type: ignore[method-assign]
+        by_name = {use.name: found for found in storages(model) for use in found[1]}
+        for name, spec in _in_model(model, index):
+            if name not in by_name:
+                continue  # a head that this class does not have; transformers reports the key
+            parameter, uses = by_name[name]
+            if tuple(parameter.shape) != spec.shape:
+                raise FormatError(
+                    f"{name} was {list(spec.shape)} when it was quantized, {type(model).__name__} "
+                    f"of this config.json wants {list(parameter.shape)}"
+                )
+            first = next(use for use in uses if use.name == name)
+            self._stored.append((name, spec, uses))
+            codes = _placeholder(spec.codes_shape, torch.uint8)
+            levels = _placeholder(spec.levels_shape, parameter.dtype)
+            for use in uses:
+                use.module._parameters[use.parameter] = codes
+            first.module._parameters[first.parameter + CodebookWeight.LEVELS] = levels
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        if self._quantizing is not None:
+            self._install_quantized(self._quantizing)
+        for name, spec, uses in self._stored:
+            first = next(use for use in uses if use.name == name)
+            codes = first.module._parameters[first.parameter]
+            levels = first.module._parameters.pop(first.parameter + CodebookWeight.LEVELS)
+            if codes is None or levels is None or codes.is_meta or levels.is_meta:
+                raise FormatError(f"{name}: transformers did not load its codes and levels")
+            weight = format.assemble(name, spec, codes.data, levels.data)
+            for use in uses:
+                install(use.module, use.parameter, weight)
+        model.__dict__.pop("_adjust_bias", None)
+        self._stored, self._planned, self._quantizing, self._arrived = [], {}, None, {}
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
+        """Whether a float parameter that arrives is planned to be quantized."""
+        return param_name in self._planned
+
+    def get_quantize_ops(self) -> ConversionOps:
+        """What transformers calls with every such parameter."""
+        return _QuantizeOnArrival(self)
+
+    def arrived(self, name: str, value: Tensor) -> None:
+        """Take a float weight from the checkpoint.
+
+        Raises:
+            LexibitError: a second name of a tied weight arrives with other values than the first.
+        """
+        planned = self._planned[name]
+        assert self._quantizing is not None
+        if len(planned.uses) > 1:
+            digest = _digest(value)
+            first = self._arrived.get(planned.name)
+            if first is not None and first != digest:
+                self._fault = LexibitError(
+                    f"{name} is tied to {planned.name} by the config, but the checkpoint holds other "
+                    "values for it: load it with tie_word_embeddings=False"
+                )
+        else:
+            digest = b""
+        if planned.name not in self._arrived:
+            self._arrived[planned.name] = digest
+            self._quantizing.add(planned, value)
+
+    def _install_quantized(self, quantizing: Quantizing) -> None:
+        for planned, weight in quantizing.results():
+            install_everywhere(planned, weight)
+        if self._fault is not None:
+            raise self._fault
+        # weights that the checkpoint lacks (a fresh head) were initialised by transformers
+        for planned in {planned.name: planned for planned in self._planned.values()}.values():
+            if planned.name not in self._arrived:
+                use = planned.uses[0]
+                value = use.module.get_parameter(use.parameter)
+                seed = self.quantization_config.seed
+                weight = quantize_tensor(value, planned.recipe, seed=seed, name=planned.name)
+                install_everywhere(planned, weight)
+
+    # saving -------------------------------------------------------------------------------------
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The tensors to store and what the header says of them."""
+        tensors, index = stored_form(model)
+        return tensors, format.metadata(index)
+
+    def is_serializable(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Not by transformers' Trainer: the codes have no gradient."""
+        return False
+
+    @property
+    def is_compileable(self) -> bool:
+        """The operators have fake kernels for torch.compile."""
+        return True
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        restore_all(model)
+        model.to(dtype)  # type: ignore[arg-type]
+        return model
+
+
+class _QuantizeOnArrival(ConversionOps):
+    """Hands a loaded tensor to the quantizer and gives transformers nothing to set."""
+
+    def __init__(self, quantizer: LexibitHfQuantizer) -> None:
+        self.quantizer = quantizer
+
+    def convert(  # type: ignore[override]
+        self,
+        input_dict: dict[str, Any],
+        *,
+        full_layer_name: str,
+        missing_keys: set[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        for name, value in input_dict.items():
+            self.quantizer.arrived(name, value[0] if isinstance(value, list) else value)
+            if missing_keys is not None:
+                missing_keys.discard(name)
+        return {}
+
+
+def _digest(value: Tensor) -> bytes:
+    """A digest of a tensor's bytes."""
+    raw = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    return hashlib.blake2b(raw.numpy().data).digest()
+
+
+def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+
+
+def _in_model(model: PreTrainedModel, index: dict[str, WeightSpec]) -> Iterator[tuple[str, WeightSpec]]:
+    """The stored names as this model's class calls them, by the rules that transformers will apply."""
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    state = model.state_dict()
+    for name, spec in index.items():
+        yield (
+            rename_source_key(name, renamings, converters, model.base_model_prefix, state)[0],
+            spec,
+        )
+
+
+def stored_form(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, WeightSpec]]:
+    """A model's state as it is stored: each weight in codes once, under one of its names."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    names: dict[CodebookWeight, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, CodebookWeight):
+            names.setdefault(module, []).append(path.removesuffix(CodebookWeight.SUFFIX))
+    state = model.state_dict()
+    index: dict[str, WeightSpec] = {}
+    for weight, aliases in names.items():
+        for alias in aliases:
+            del state[alias], state[alias + CodebookWeight.LEVELS]
+        name = min(aliases, key=lambda alias: alias in tied)
+        index[name] = weight.spec
+        state |= weight.tensors(name)
+    return state, index
+
+
+def attach(model: nn.Module, config: LexibitConfig) -> None:
+    """Tell transformers that a model, or the models inside it, are quantized, so that it saves them so."""
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            quantizer = LexibitHfQuantizer(config, pre_quantized=True)
+            part.__dict__.update(hf_quantizer=quantizer, is_quantized=True, quantization_method=METHOD)
+            quantizer.postprocess_model(part)
+
+
+def detach(model: nn.Module) -> None:
+    """Tell transformers that a model is a float model again."""
+    for part in model.modules():
+        quantizer = getattr(part, "hf_quantizer", None)
+        if isinstance(part, PreTrainedModel) and isinstance(quantizer, LexibitHfQuantizer):
+            quantizer.remove_quantization_config(part)  # type: ignore[no-untyped-call]
+            part.config._is_quantized = False

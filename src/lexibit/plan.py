@@ -1,0 +1,350 @@
+"""Which weights are quantized, and how: worked out before any work, and shown.
+
+The plan walks storages, not names: a weight that a model uses in several places (tied embeddings,
+shared layers) is one entry with all its names, quantized once and stored once. The same plan serves the
+quantizer, the saver, the loader and the reporter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lexibit.config import LexibitConfig, Recipe
+from lexibit.errors import LexibitError
+from lexibit.groups import Groups
+from lexibit.weight import WeightSpec
+
+# Modules that turn hidden states into a task's answer, by the names that transformers gives them.
+HEADS = frozenset(
+    {
+        "classifier",
+        "score",
+        "qa_outputs",
+        "pre_classifier",
+        "classification_head",
+        "seq_relationship",
+        "sop_classifier",
+        "logits_proj",
+        "sequence_summary",
+    }
+)
+
+KINDS: dict[type[nn.Module], str] = {
+    nn.Linear: "linear",
+    nn.Embedding: "embedding",
+    Conv1D: "conv1d",
+    nn.LSTM: "recurrent",
+    nn.GRU: "recurrent",
+}
+
+
+@dataclass(frozen=True)
+class Use:
+    """One place where a model uses a parameter.
+
+    Attributes:
+        module: the module; a bare ``nn.Module()`` for a tensor in a file.
+        module_name: the module's name in the model.
+        parameter: the parameter's name in the module.
+        kind: what the module does with it: ``linear``, ``embedding``, ``conv1d``, ``recurrent``, or
+            ``parameter`` where nothing is known.
+    """
+
+    module: nn.Module
+    module_name: str
+    parameter: str
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """The full name of the parameter."""
+        return f"{self.module_name}.{self.parameter}" if self.module_name else self.parameter
+
+
+# every parameter once, with all its uses
+Storages = list[tuple[Tensor, tuple[Use, ...]]]
+
+
+def _kind(module: nn.Module, parameter: str) -> str:
+    for cls, kind in KINDS.items():
+        if isinstance(module, cls) and parameter.startswith("weight"):
+            return kind
+    return "parameter"
+
+
+def _kind_by_name(name: str) -> str:
+    """The kind of a matrix of which only the name is known, in a file without a model."""
+    owner, _, parameter = name.rpartition(".")
+    if not parameter.startswith("weight"):
+        return "parameter"
+    return "embedding" if "embed" in owner else "linear"
+
+
+@dataclass(frozen=True)
+class PlannedWeight:
+    """A weight that will be quantized.
+
+    Attributes:
+        uses: every place that uses it; the first gives it its name.
+        recipe: how.
+        spec: what will be stored.
+        bytes_before: its size in the model.
+    """
+
+    uses: tuple[Use, ...]
+    recipe: Recipe
+    spec: WeightSpec
+    bytes_before: int
+
+    @property
+    def name(self) -> str:
+        """The name under which it is stored."""
+        return self.uses[0].name
+
+    @property
+    def kind(self) -> str:
+        """What it does: its uses' kinds, once each."""
+        return "+".join(dict.fromkeys(use.kind for use in self.uses))
+
+    @property
+    def bytes_after(self) -> int:
+        """Its size when stored."""
+        return self.spec.nbytes
+
+
+@dataclass(frozen=True)
+class KeptParameter:
+    """A parameter that stays as it is, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    nbytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All parameters of a model, each storage once: those to quantize and those kept."""
+
+    weights: list[PlannedWeight]
+    kept: list[KeptParameter]
+
+    @classmethod
+    def of(cls, model: nn.Module, config: LexibitConfig) -> Plan:
+        """The plan for a model, which may be on the meta device.
+
+        Raises:
+            LexibitError: a pattern that matches nothing, or a recipe that a weight cannot take.
+        """
+        found = storages(model)
+        computed = getattr(model, "_keys_to_ignore_on_save", None) or ()
+        tied = getattr(model, "all_tied_weights_keys", None) or {}
+        return cls._choose(found, _Chooser(config, computed), tied)
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], config: LexibitConfig) -> Plan:
+        """The plan for the tensors of a file, of which only the names are known.
+
+        Matrices called ``weight...`` are quantized; those whose owner is called ``...embed...`` are
+        embeddings.
+        """
+        found: Storages = []
+        for name, tensor in tensors.items():
+            owner, _, parameter = name.rpartition(".")
+            found.append((tensor, (Use(nn.Module(), owner, parameter, _kind_by_name(name)),)))
+        return cls._choose(found, _Chooser(config, ()), {})
+
+    @classmethod
+    def _choose(
+        cls,
+        found: Storages,
+        chooser: _Chooser,
+        tied: Mapping[str, str],
+    ) -> Plan:
+        overlapping = _overlapping(found)
+        weights, kept = [], []
+        for index, (parameter, uses) in enumerate(found):
+            uses = _stored_name_first(uses, tied)
+            reason = overlapping.get(index) or chooser.why_kept(parameter, uses)
+            shape = tuple(parameter.shape)
+            nbytes = parameter.numel() * parameter.element_size()
+            if reason:
+                kept.append(KeptParameter(uses[0].name, shape, nbytes, reason))
+                continue
+            recipe = chooser.recipe(uses)
+            spec = spec_of(shape, parameter.dtype, recipe)
+            weights.append(PlannedWeight(uses, recipe, spec, nbytes))
+        chooser.check_patterns(use.name for _, uses in found for use in uses)
+        return cls(weights, kept)
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of the model's parameters now."""
+        return sum(w.bytes_before for w in self.weights) + sum(k.nbytes for k in self.kept)
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of the model's parameters when stored."""
+        return sum(w.bytes_after for w in self.weights) + sum(k.nbytes for k in self.kept)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain JSON values."""
+        return {
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "bits_per_weight": self.bits_per_weight,
+            "covered": self.covered,
+            "weights": [
+                {
+                    "name": weight.name,
+                    "aliases": [use.name for use in weight.uses[1:]],
+                    "kind": weight.kind,
+                    "groups": weight.recipe.groups,
+                    "options": dict(weight.recipe.options or {}),
+                    "bytes_before": weight.bytes_before,
+                    "bytes_after": weight.bytes_after,
+                }
+                | weight.spec.to_dict()
+                for weight in self.weights
+            ],
+            "kept": [asdict(kept) for kept in self.kept],
+        }
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits of the quantized weights divided by their number."""
+        count = sum(prod(weight.spec.shape) for weight in self.weights)
+        return 8 * sum(weight.bytes_after for weight in self.weights) / max(count, 1)
+
+    @property
+    def covered(self) -> float:
+        """Share of the model's bytes that is quantized, 0 to 1."""
+        return sum(w.bytes_before for w in self.weights) / max(self.bytes_before, 1)
+
+
+def spec_of(shape: tuple[int, ...], dtype: torch.dtype, recipe: Recipe) -> WeightSpec:
+    """What a recipe will store of a weight of that shape and dtype."""
+    return WeightSpec(
+        shape=shape,
+        bits=recipe.bits,
+        block=Groups.parse(recipe.groups, shape).block,
+        form=recipe.fitting().form,
+        levels_dtype=recipe.levels_dtype,
+        dtype=str(dtype).removeprefix("torch."),
+        scheme=recipe.scheme,
+    )
+
+
+def storages(model: nn.Module) -> Storages:
+    """Every parameter once, by storage, with all its uses, in the model's order."""
+    # while transformers loads a model, on the meta device, its ties are declared but not made yet
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    found: dict[object, tuple[Tensor, list[Use]]] = {}
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            use = Use(module, module_name, name, _kind(module, name))
+            source = parameter
+            if parameter.is_meta and use.name in tied:
+                source = model.get_parameter(tied[use.name])
+            found.setdefault(_identity(source), (source, []))[1].append(use)
+    return [(parameter, tuple(uses)) for parameter, uses in found.values()]
+
+
+def _identity(parameter: Tensor) -> object:
+    """Equal for two names of one weight: the same tensor, or the same view of the same memory."""
+    if parameter.is_meta or parameter.numel() == 0:
+        return id(parameter)
+    return (
+        parameter.device,
+        parameter.data_ptr(),
+        parameter.dtype,
+        parameter.shape,
+        parameter.stride(),
+    )
+
+
+def _overlapping(found: Storages) -> dict[int, str]:
+    """Parameters that start at the same memory in another layout (a transposed tie, say)."""
+    starts: dict[tuple[torch.device, int], list[int]] = {}
+    for index, (parameter, _) in enumerate(found):
+        if not parameter.is_meta and parameter.numel():
+            starts.setdefault((parameter.device, parameter.data_ptr()), []).append(index)
+    return {
+        index: "shares its memory in another layout with "
+        + " and ".join(found[other][1][0].name for other in same if other != index)
+        for same in starts.values()
+        if len(same) > 1
+        for index in same
+    }
+
+
+def _stored_name_first(uses: tuple[Use, ...], tied: Mapping[str, str]) -> tuple[Use, ...]:
+    """transformers says of tied names which one is the copy: that one must not be the stored name."""
+    return tuple(sorted(uses, key=lambda use: use.name in tied))
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
+
+
+class _Chooser:
+    """The policy: what a configuration says of a parameter."""
+
+    def __init__(self, config: LexibitConfig, computed: Iterable[str]) -> None:
+        self.config = config
+        self.computed = set(computed)
+
+    def _named(self, patterns: Iterable[str], uses: tuple[Use, ...]) -> bool:
+        return any(_matches(pattern, use.name) for pattern in patterns for use in uses)
+
+    def why_kept(self, parameter: Tensor, uses: tuple[Use, ...]) -> str:
+        """The reason why a parameter stays in full precision; empty if it is quantized."""
+        config = self.config
+        kinds = {use.kind for use in uses}
+        if parameter.dim() < 2:
+            return f"{parameter.dim()} axis: not a matrix"
+        if not parameter.is_floating_point():
+            return f"{parameter.dtype}: not floating point"
+        if any(use.name in self.computed for use in uses):
+            return "computed, not saved with the model"
+        if self._named(config.exclude, uses):
+            return "excluded by pattern"
+        if kinds == {"parameter"} and not self._named(config.parameters, uses):
+            return "bare parameter (quantized with parameters=[pattern])"
+        if config.include and not self._named(config.include, uses):
+            return "not in the include patterns"
+        if "embedding" in kinds and not config.embeddings:
+            return "embedding (embeddings=False)"
+        for use in uses:
+            if isinstance(use.module, nn.Embedding) and use.module.max_norm is not None:
+                return "embedding with max_norm, which changes its rows as it reads them"
+        if not config.heads and all(HEADS & set(use.name.split(".")) for use in uses):
+            return "task head (quantized with heads=True)"
+        return ""
+
+    def recipe(self, uses: tuple[Use, ...]) -> Recipe:
+        """The recipe for a weight: the defaults, then every rule that matches."""
+        rules = [pattern for pattern in self.config.rules if self._named([pattern], uses)]
+        return self.config.recipe(*rules)
+
+    def check_patterns(self, names: Iterable[str]) -> None:
+        """Refuse patterns that match nothing: they are typing errors."""
+        names = list(names)
+        config = self.config
+        for option in ("include", "exclude", "parameters", "rules"):
+            for pattern in getattr(config, option):
+                if not any(_matches(pattern, name) for name in names):
+                    near = get_close_matches(pattern.strip("*."), names, n=3, cutoff=0.3)
+                    raise LexibitError(
+                        f"{option}: the pattern {pattern!r} matches no parameter; names look like "
+                        f"{', '.join(near or names[:3])} (lexibit plan shows all)"
+                    )

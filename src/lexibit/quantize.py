@@ -1,0 +1,58 @@
+"""The verbs: quantize a model, and back."""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch import nn
+
+from lexibit.config import LexibitConfig
+from lexibit.errors import LexibitError
+from lexibit.fitting import Quantizing, install_everywhere
+from lexibit.hf import attach, detach
+from lexibit.nn import Quantized, restore_all
+from lexibit.plan import Plan
+
+
+def quantize(model: nn.Module, config: LexibitConfig | None = None, *, progress: bool = True) -> Plan:
+    """Quantize a model in place.
+
+    Nothing is replaced before the codes of every weight exist: a failure or Ctrl-C leaves the model as
+    it was. A transformers model can then be saved with ``save_pretrained`` and loaded with
+    ``from_pretrained``.
+
+    Args:
+        model: any module; its parameters must not be on the meta device.
+        config: how; k-means with 4 bits if not given.
+        progress: whether to draw a progress bar on the terminal.
+
+    Returns:
+        The plan that was carried out.
+
+    Raises:
+        LexibitError: from the plan, or for a weight that cannot be quantized.
+    """
+    config = config or LexibitConfig()
+    if any(isinstance(module, Quantized) for module in model.modules()):
+        raise LexibitError("the model is quantized already: load the float model to quantize anew")
+    plan = Plan.of(model, config)
+    if not plan.weights:
+        raise LexibitError(f"nothing to quantize in {type(model).__name__}: see its plan")
+    quantizing = Quantizing(config, len(plan.weights), progress)
+    # the largest first, while the other threads have enough to do beside it
+    for planned in sorted(plan.weights, key=lambda planned: -prod(planned.spec.shape)):
+        use = planned.uses[0]
+        quantizing.add(planned, use.module.get_parameter(use.parameter))
+    for planned, weight in quantizing.results():
+        install_everywhere(planned, weight)
+    attach(model, config)
+    return plan
+
+
+def dequantize(model: nn.Module) -> None:
+    """Turn a quantized model into a plain float one, in place: every weight as its codes say.
+
+    Weights that were shared stay shared.
+    """
+    restore_all(model)
+    detach(model)
