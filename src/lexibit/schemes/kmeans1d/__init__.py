@@ -8,9 +8,7 @@ an optimal partition could use:
 1. *Upper bound.*  A companding start and Lloyd steps give a partition of cost U (file `lloyd`).
 2. *Windows.*  Positions are thinned to a grid.  A dynamic program bounds every partition that rounds
    to a given position from below; positions whose bound is above U are dropped, and the grid is
-   made finer where it was coarsest, until the windows are narrow (file `windows`).  The Lloyd map
-   is monotone and keeps an optimal partition where it is, so applied to the lower ends of all
-   windows it gives lower ends again, and likewise for the upper.
+   made finer where it was coarsest, until the windows are narrow (file `windows`).
 3. *Exact program.*  Over the positions in the windows, in time w log w (file `program`).  Windows
    that stay wide, as near-tied partitions leave them, cost time and never the result.
 

@@ -1,4 +1,4 @@
-"""Starts, Lloyd steps on boundaries, and Lloyd steps on windows of boundaries."""
+"""Starts, and Lloyd steps on boundaries."""
 
 from __future__ import annotations
 
@@ -36,22 +36,6 @@ def centroids_of(data: Sorted, cuts: Ints) -> Floats:
     ends = data.ends(cuts)
     found = means(between(data.sums(ends)), data.value(ends[:, :-1]))
     return np.sort(found, axis=1) + data.centre[:, None]
-
-
-def tighten(data: Sorted, low: Ints, high: Ints) -> tuple[Ints, Ints]:
-    """Smaller windows low..high [G, k - 1] for the boundaries of the optimum: interval Lloyd."""
-    count = low.shape[1] + 2
-    for _ in range(24):
-        ends = np.concatenate([data.ends(low), data.ends(high)], axis=1)
-        sums, x = data.sums(ends), data.value(ends - (np.arange(2 * count) >= count))
-        lower = means(between(sums[:, :, :count]), x[:, : count - 1])
-        upper = means(between(sums[:, :, count:]), x[:, count + 1 :])
-        before = int((high - low).sum())
-        low = np.maximum(low, data.find(midpoints(lower)))
-        high = np.maximum(low, np.minimum(high, data.find(midpoints(upper), right=True)))
-        if int((high - low).sum()) >= 0.97 * before:
-            break
-    return low, high
 
 
 def compand(data: Sorted, cells: int) -> Callable[[int, float], Ints]:

@@ -15,11 +15,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lexibit.schemes.kmeans1d.lloyd import compand, lloyd, tighten
+from lexibit.schemes.kmeans1d.lloyd import compand, lloyd
 from lexibit.schemes.kmeans1d.sorted import Floats, Ints, Sorted, between, errors, means
 
 _CELLS = 8  # cells a cluster in the first grid
-_NARROW = 512  # positions a window, on average, from which the exact program takes over
+_NARROW = 3000  # positions a window, on average, from which the exact program takes over
 _PASSES = 24  # grids at most; the exact program can take any windows
 
 
@@ -34,9 +34,8 @@ def windows(data: Sorted, k: int) -> tuple[Ints, Ints]:
     bound = lloyd(data, cut(k, 0.0), 12)[1]
     grid = _distinct(data.ends(cut(_CELLS * k, 1.0)), data.size)
     for _ in range(_PASSES):
-        found = _Grid(data, grid, low, high).viable(bound)
-        bound = found[2]
-        low, high = tighten(data, np.maximum(low, found[0]), np.minimum(high, found[1]))
+        new_low, new_high, bound = _Grid(data, grid, low, high).viable(bound)
+        low, high = np.maximum(low, new_low), np.minimum(high, new_high)
         if int((high - low).sum()) <= _NARROW * low.size:
             break
         grid = _finer(data, grid, low, high)
@@ -57,7 +56,7 @@ def _finer(data: Sorted, grid: Ints, low: Ints, high: Ints) -> Ints:
     left, right = grid[:, None, :-1], grid[:, None, 1:]
     covered = ((left < high[:, :, None]) & (right > low[:, :, None])).any(axis=1)
     error = np.where(covered, errors(between(data.sums(grid))), 0)
-    most = min(12 * (low.shape[1] + 1), error.shape[1])
+    most = min(5 * (low.shape[1] + 1), error.shape[1])
     worst = np.argpartition(-error, most - 1, axis=1)[:, :most]
     a, b = grid[data.rows, worst], grid[data.rows, worst + 1]
     mean = data.find(means(data.sums(b) - data.sums(a), data.value(a)))
@@ -95,7 +94,7 @@ class _Grid:
         for j in range(1, count):
             cost = (ahead[-1][:, :, None] + self.inner).min(axis=1)
             ahead.append(np.where(self.reach[:, j], cost, np.inf))
-        bound = np.minimum(bound, lloyd(self.data, self._path(ahead), 8)[1])
+        bound = np.minimum(bound, lloyd(self.data, self._path(ahead), 2)[1])
         rounding = 1e-9 * bound + 1e-13 * np.abs(self.data.table[2]).max(axis=1)
         low = np.empty((groups, count), dtype=np.int64)
         high = np.empty_like(low)
