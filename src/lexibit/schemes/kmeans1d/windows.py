@@ -19,7 +19,7 @@ from lexibit.schemes.kmeans1d.lloyd import compand, lloyd
 from lexibit.schemes.kmeans1d.sorted import Floats, Ints, Sorted, between, errors, means
 
 _CELLS = 8  # cells a cluster in the first grid
-_NARROW = 3000  # positions a window, on average, from which the exact program takes over
+_NARROW = 1500  # positions a window, on average, from which the exact program takes over
 _PASSES = 24  # grids at most; the exact program can take any windows
 
 
@@ -71,51 +71,65 @@ def _finer(data: Sorted, grid: Ints, low: Ints, high: Ints) -> Ints:
 
 
 class _Grid:
-    """Positions [G, m] from 0 to the size, and lower bounds of what clusters between them cost."""
+    """Positions [G, m] from 0 to the size, and lower bounds of what clusters between them cost.
+
+    spans[j] [G, w] are the indices of the positions that boundary j may round to; a shorter span than the
+    widest of the groups repeats its last. costs[j] [G, w, w'] are those of clusters from span j to j + 1.
+    """
 
     def __init__(self, data: Sorted, at: Ints, low: Ints, high: Ints) -> None:
         self.data, self.at = data, at
         # a boundary in low..high rounds to an end of its cell
-        first = np.where(at[:, None] <= low[:, :, None], at[:, None], -1).max(axis=2)
-        last = np.where(at[:, None] >= high[:, :, None], at[:, None], data.size).min(axis=2)
-        self.reach = (at[:, None] >= first[:, :, None]) & (at[:, None] <= last[:, :, None])
-        facts = _facts(data, at, (self.reach[:, :, 1:] & self.reach[:, :, :-1]).any(axis=1))
-        outer = facts.copy()
-        outer[-1] = 0  # the ends of the group are not rounded
-        self.first = _costs(outer[:, :, :1, None], facts[:, :, None, :])[:, 0]
-        self.last = _costs(facts[:, :, :, None], outer[:, :, None, -1:])[:, :, 0]
-        self.inner = _costs(facts[:, :, :, None], facts[:, :, None, :]) if low.shape[1] > 1 else None
+        first = (at[:, None] <= low[:, :, None]).sum(axis=2) - 1
+        last = (at[:, None] < high[:, :, None]).sum(axis=2)
+        cell = np.arange(at.shape[1] - 1)
+        inside = ((first[:, :, None] <= cell) & (cell < last[:, :, None])).any(axis=1)
+        facts = _facts(data, at, inside)
+        outer = np.zeros_like(data.rows)
+        self.spans = [outer]
+        for begin, end in zip(first.T, last.T, strict=True):
+            width = int((end - begin).max()) + 1
+            self.spans.append(np.minimum(begin[:, None] + np.arange(width), end[:, None]))
+        self.spans.append(outer + at.shape[1] - 1)
+        ends = [facts[:, data.rows, span] for span in self.spans]
+        ends[0][-1] = ends[-1][-1] = 0  # the ends of the group are not rounded
+        # before any windows are known, all inner spans are the whole grid
+        alike = bool((first == first[:, :1]).all() and (last == last[:, :1]).all())
+        self.costs: list[Floats] = []
+        for j in range(len(ends) - 1):
+            if alike and 1 < j < len(ends) - 2:
+                self.costs.append(self.costs[1])
+            else:
+                self.costs.append(_costs(ends[j][:, :, :, None], ends[j + 1][:, :, None, :]))
 
     def viable(self, bound: Floats) -> tuple[Ints, Ints, Floats]:
         """Windows low, high [G, k - 1], and a lower cost [G] of a partition if one was found."""
-        groups, count = self.reach.shape[:2]
-        rows, m = np.arange(groups), self.at.shape[1]
-        ahead = [np.where(self.reach[:, 0], self.first, np.inf)]
-        for j in range(1, count):
-            cost = (ahead[-1][:, :, None] + self.inner).min(axis=1)
-            ahead.append(np.where(self.reach[:, j], cost, np.inf))
+        rows, m = np.arange(len(self.at)), self.at.shape[1]
+        ahead = [np.zeros((len(rows), 1))]
+        for cost in self.costs[:-1]:
+            ahead.append((ahead[-1][:, :, None] + cost).min(axis=1))
         bound = np.minimum(bound, lloyd(self.data, self._path(ahead), 2)[1])
         rounding = 1e-9 * bound + 1e-13 * np.abs(self.data.table[2]).max(axis=1)
-        low = np.empty((groups, count), dtype=np.int64)
+        low = np.empty((len(rows), len(ahead) - 1), dtype=np.int64)
         high = np.empty_like(low)
-        behind = self.last
-        for j in range(count - 1, -1, -1):
+        behind = np.zeros((len(rows), 1))
+        for j in range(len(ahead) - 1, 0, -1):
+            behind = (self.costs[j] + behind[:, None]).min(axis=2)
             viable = ahead[j] + behind <= (bound + rounding)[:, None]
-            start, stop = viable.argmax(axis=1), m - 1 - viable[:, ::-1].argmax(axis=1)
-            low[:, j] = self.at[rows, np.maximum(start - 1, 0)]
-            high[:, j] = self.at[rows, np.minimum(stop + 1, m - 1)]
-            if j:
-                behind = (self.inner + np.where(self.reach[:, j], behind, np.inf)[:, None]).min(axis=2)
+            start = self.spans[j][rows, viable.argmax(axis=1)]
+            stop = self.spans[j][rows, -1 - viable[:, ::-1].argmax(axis=1)]
+            low[:, j - 1] = self.at[rows, np.maximum(start - 1, 0)]
+            high[:, j - 1] = self.at[rows, np.minimum(stop + 1, m - 1)]
         return low, high, bound
 
     def _path(self, ahead: list[Floats]) -> Ints:
         """The boundaries [G, k - 1] of a cheapest path."""
         rows = np.arange(len(self.at))
-        at = (ahead[-1] + self.last).argmin(axis=1)
-        cuts = [self.at[rows, at]]
-        for cost in ahead[-2::-1]:
-            at = (cost + self.inner[rows, :, at]).argmin(axis=1)  # type: ignore[index]
-            cuts.append(self.at[rows, at])
+        at = np.zeros_like(rows)
+        cuts = []
+        for j in range(len(ahead) - 1, 0, -1):
+            at = (ahead[j] + self.costs[j][rows, :, at]).argmin(axis=1)
+            cuts.append(self.at[rows, self.spans[j][rows, at]])
         return np.stack(cuts[::-1], axis=1)
 
 
