@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -45,7 +45,10 @@ _WEIGHT_FILES = (
     ".msgpack",
     ".onnx",
     ".gguf",
+    ".ot",
 )
+# Sub-folders in which other frameworks' copies of the same weights are published.
+_OTHER_FRAMEWORKS = ("onnx", "openvino", "coreml", "tensorflow", "flax", "rust")
 
 
 # where a model comes from --------------------------------------------------------------------------
@@ -60,6 +63,12 @@ def find(source: str | Path) -> Path:
         LexibitError: there is no such thing, here or on the hub.
     """
     path = Path(source)
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise LexibitError(f"{source}: no such folder or file ({error.strerror})") from error
     if path.is_file():
         if path.suffix != ".safetensors":
             raise LexibitError(f"{path}: give a model folder or a .safetensors file")
@@ -175,9 +184,9 @@ def _headers(file: Path) -> dict[str, Tensor]:
     with format.open_file(file) as opened:
         for name in opened.keys():  # noqa: SIM118
             part = opened.get_slice(name)
-            dtype = format.TORCH_DTYPES.get(part.get_dtype())
-            if dtype is not None:
-                tensors[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
+            # the dtypes that are not quantized count with their size; an empty slice knows them
+            dtype = format.TORCH_DTYPES.get(part.get_dtype()) or part[:0].dtype
+            tensors[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
     return tensors
 
 
@@ -218,6 +227,8 @@ def _quantize_file(source: Path, out: Path, config: LexibitConfig, progress: boo
     with format.open_file(source) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     done = Plan.of_tensors(tensors, config)
+    if not done.weights:
+        raise LexibitError(f"{source}: nothing to quantize in it: see lexibit plan {source}")
     quantizing = Quantizing(config, len(done.weights), progress)
     for planned in done.weights:
         quantizing.add(planned, tensors[planned.name])
@@ -243,7 +254,9 @@ def copy_companions(source: Path, out: Path) -> None:
         inside = path.relative_to(source)
         if any(part.startswith(".") for part in inside.parts):
             continue
+        # weights in a sub-folder (a dense layer after the encoder, say) belong to another module
         is_weights = path.suffix in _WEIGHT_FILES or path.name.endswith(".index.json")
+        is_weights = is_weights and (len(inside.parts) == 1 or inside.parts[0] in _OTHER_FRAMEWORKS)
         if path.is_file() and not is_weights and not (out / inside).exists():
             (out / inside).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, out / inside)
@@ -258,6 +271,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise LexibitError(f"{out}: exists already: choose another folder, or remove it first")
+    made = [parent for parent in out.absolute().parents if not parent.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -283,6 +297,9 @@ def new_folder(out: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # it holds the finished folder
+                parent.rmdir()
 
 
 def _umask() -> int:
@@ -443,29 +460,30 @@ def save(model: nn.Module, path: str | Path) -> None:
 def load(model: nn.Module, path: str | Path) -> None:
     """Load a file of :func:`save` into a float model of the same structure, in place.
 
+    Nothing is changed before everything in the file is known to fit.
+
     Raises:
+        LexibitError: the model is quantized already.
         FormatError: the file is damaged, or does not fit the model.
     """
     path = Path(path)
+    if codebooks(model):
+        raise LexibitError("the model is quantized already: load into a float model of the same structure")
     tensors = format.read([path])
     uses = {use.name: every for _, every in storages(model) for use in every}
-    packed = {name: value for name, value in tensors.items() if isinstance(value, CodebookWeight)}
+    state = model.state_dict()
+    known = {use.name for name in tensors for use in uses.get(name, ())} | tensors.keys()
+    faults = [f"lacks {name}" for name in sorted(state.keys() - known)]
+    for name, value in tensors.items():
+        if name not in state:
+            faults.append(f"holds {name}, which the model does not have")
+        elif state[name].shape != value.shape:
+            faults.append(f"{name} is {list(value.shape)}, not {list(state[name].shape)}")
+    if faults:
+        raise FormatError(f"{path}: does not fit {type(model).__name__}: {'; '.join(faults)}")
+    for name, value in tensors.items():
+        if isinstance(value, CodebookWeight):
+            for use in uses[name]:
+                install(use.module, use.parameter, value)
     plain = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
-    for name, weight in packed.items():
-        if name not in uses:
-            raise FormatError(f"{path}: holds {name}, which {type(model).__name__} does not have")
-        its_shape = uses[name][0].module.get_parameter(uses[name][0].parameter).shape
-        if its_shape != weight.shape:
-            raise FormatError(
-                f"{path}: {name} is {list(weight.shape)}, {type(model).__name__} wants {list(its_shape)}"
-            )
-    for name, weight in packed.items():
-        for use in uses[name]:
-            install(use.module, use.parameter, weight)
-    mine = {alias.name for name in packed for alias in uses[name]}
-    mine |= {name + CodebookWeight.LEVELS for name in mine}
-    missing, unexpected = model.load_state_dict(plain, strict=False)
-    aliases = {alias.name for name in plain for alias in uses.get(name, ())}
-    missing = sorted(set(missing) - mine - aliases)
-    if missing or unexpected:
-        raise FormatError(f"{path}: does not fit the model: missing {missing}, over {unexpected}")
+    model.load_state_dict(plain, strict=False)

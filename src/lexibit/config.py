@@ -35,6 +35,8 @@ class Recipe:
             raise LexibitError(f"bits must be from {MIN_BITS} to {MAX_BITS}, not {self.bits}")
         if self.levels_dtype not in LEVELS_DTYPES:
             raise unknown("levels_dtype", self.levels_dtype, LEVELS_DTYPES)
+        if not isinstance(self.scheme, str):
+            raise LexibitError(f"scheme must be a name like 'kmeans', not {self.scheme!r}")
         if not isinstance(self.groups, str):
             raise LexibitError(f"groups must be text like 'row' or 'rows:6', not {self.groups!r}")
         Groups.parse(self.groups, (1, 1))
@@ -115,6 +117,12 @@ class LexibitConfig(QuantizationConfigMixin):
         self.include = list(include)
         self.exclude = list(exclude)
         self.parameters = list(parameters)
+        given_rules: Mapping[str, Any] = rules or {}
+        for pattern, rule in given_rules.items():
+            if not isinstance(rule, Mapping):
+                raise LexibitError(f"the rule for {pattern!r} must be like {{'bits': 8}}, not {rule!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise LexibitError(f"seed must be a whole number, 0 or more, not {seed!r}")
         self.rules = {pattern: dict(rule) for pattern, rule in (rules or {}).items()}
         self.seed = seed
         self.recipe()

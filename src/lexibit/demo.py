@@ -120,12 +120,12 @@ def run(out: Path, on_row: Callable[[DemoRow], None] = lambda row: None) -> list
         LexibitError: the encoder is not installed, or ``out`` exists or cannot be written.
     """
     source = encoder_folder()
+    quantize_to(source, out, RECOMMENDED, progress=False)
     texts = sentences()
     float_bytes = (source / "model.safetensors").stat().st_size
     reference, speed = embed(source, texts)
     rows = [DemoRow("float32", 32, float_bytes, 32.0, 1.0, 1.0, 1.0, 0.0, speed)]
     on_row(rows[0])
-    quantize_to(source, out, RECOMMENDED, progress=False)
     with tempfile.TemporaryDirectory() as scratch:
         for bits in BITS:
             for scheme in SCHEMES:

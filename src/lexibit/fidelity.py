@@ -112,12 +112,13 @@ def output_fidelity(
         for which, model in enumerate((quantized, original)):
             start = time.perf_counter()
             with torch.inference_mode():
-                kind, out = _output(model(**batch))
+                out = model(**batch)
             clock[which] += time.perf_counter() - start
-            outputs.append(out.float())
-        ours, theirs = (_rows(out, batch["attention_mask"]) for out in outputs)
+            kind, vectors = _vectors(out, batch["attention_mask"].bool())
+            outputs.append(vectors.float())
+        agree.append(outputs[0].argmax(-1) == outputs[1].argmax(-1))
+        ours, theirs = (vectors.nan_to_num(neginf=0.0) for vectors in outputs)
         cosines.append(F.cosine_similarity(ours, theirs, dim=-1))
-        agree.append(ours.argmax(-1) == theirs.argmax(-1))
         error += (ours - theirs).double().square().sum().item()
         total += theirs.double().square().sum().item()
         rows += len(ours)
@@ -141,6 +142,11 @@ def _batches(
     max_length: int,
     model: PreTrainedModel,
 ) -> Iterator[dict[str, Tensor]]:
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is not None:
+        # RoBERTa counts positions from behind the padding index
+        offset = (model.config.pad_token_id or 0) + 1 if "roberta" in model.config.model_type else 0
+        max_length = min(max_length, most - offset)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     # texts of like length together: less padding
@@ -159,22 +165,23 @@ def _batches(
         yield inputs
 
 
-def _output(outputs: object) -> tuple[str, Tensor]:
+def _vectors(outputs: object, mask: Tensor) -> tuple[str, Tensor]:
+    """What a model gave, as vectors to compare ``[n, d]``, those of padding left out.
+
+    One vector a token, or one a text for classifiers; for question answering, two a text (start and end of
+    the answer) over its tokens, ``-inf`` at the padding.
+    """
+    start, end = getattr(outputs, "start_logits", None), getattr(outputs, "end_logits", None)
+    if isinstance(start, Tensor) and isinstance(end, Tensor):
+        both = torch.stack([start, end], 1).masked_fill(~mask[:, None], -torch.inf)
+        return "logits", both.flatten(0, 1)
     for kind in ("logits", "last_hidden_state"):
         value = getattr(outputs, kind, None)
         if isinstance(value, Tensor):
-            return kind, value
-    start = getattr(outputs, "start_logits", None)
-    if isinstance(start, Tensor):
-        return "logits", torch.stack([start, outputs.end_logits], 1)  # type: ignore[attr-defined]
+            if value.dim() == 3 and value.shape[:2] == mask.shape:
+                return kind, value[mask]
+            return kind, value.reshape(-1, value.shape[-1])
     raise LexibitError(f"{type(outputs).__name__} holds no logits or hidden states to compare")
-
-
-def _rows(out: Tensor, mask: Tensor) -> Tensor:
-    """The output vectors that count: all of a text's, or those of its tokens without padding."""
-    if out.dim() == 3 and out.shape[:2] == mask.shape:
-        return out[mask.bool()]
-    return out.reshape(-1, out.shape[-1])
 
 
 def neighbour_overlap(ours: Tensor, theirs: Tensor, count: int = 10) -> float:

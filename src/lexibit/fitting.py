@@ -12,9 +12,10 @@ from torch import Tensor
 from lexibit.config import LexibitConfig, Recipe
 from lexibit.errors import LexibitError
 from lexibit.groups import matrix_shape
+from lexibit.levels import LevelForm
 from lexibit.nn import install
 from lexibit.plan import PlannedWeight, spec_of
-from lexibit.weight import CodebookWeight
+from lexibit.weight import CodebookWeight, WeightSpec
 
 
 def quantize_tensor(
@@ -52,20 +53,31 @@ def quantize_tensor(
         importance = _checked_importance(name, spec.shape, importance, recipe, scheme.weighs)
     groups = spec.groups
     levels = torch.zeros(spec.levels_shape)
-    codes = []
+    parts = []
     weighing = groups.split(importance) if importance is not None else None
     for batch, (index, part) in enumerate(groups.split(values)):
         m = weighing[batch][1].contiguous() if weighing else None
-        levels[index], part_codes = scheme.fit(part.contiguous(), recipe.bits, m, seed)
-        codes.append(part_codes)
-    stored = levels.to(getattr(torch, recipe.levels_dtype))
-    if not stored.isfinite().all():
-        raise LexibitError(
-            f"{name}: its levels, up to {levels.abs().max():.3g}, do not fit {recipe.levels_dtype}: "
-            "use levels_dtype='float32'"
-        )
-    joined = groups.join(codes).view(spec.shape)
-    packed = CodebookWeight.from_codes(spec, joined, stored.to(weight.dtype))
+        levels[index], codes = scheme.fit(part.contiguous(), recipe.bits, m, seed)
+        parts.append(codes)
+    codes = groups.join(parts).view(spec.shape)
+    return _packed(name, spec, codes, levels, weight)
+
+
+def _packed(name: str, spec: WeightSpec, codes: Tensor, levels: Tensor, weight: Tensor) -> CodebookWeight:
+    """Codes and levels (float32) as they will be stored and computed with, on the weight's device."""
+    stored = levels.to(getattr(torch, spec.levels_dtype)).to(weight.dtype)
+    packed = CodebookWeight.from_codes(spec, codes, stored)
+    largest = float(stored.abs().max()) if stored.numel() else 0.0
+    if largest * (1 << spec.bits) >= torch.finfo(weight.dtype).max:
+        # a scale that was rounded up may carry the largest weight over the end of its dtype
+        if spec.form is not LevelForm.TABLE and not packed.decode().isfinite().all():
+            scales = packed.levels[:, :1] if spec.form is LevelForm.UNIFORM else packed.levels
+            scales.mul_(1 - torch.finfo(weight.dtype).eps)
+        if not packed.decode().isfinite().all():
+            raise LexibitError(
+                f"{name}: its levels, up to {levels.abs().max():.3g}, do not fit {spec.levels_dtype}: "
+                "use levels_dtype='float32'"
+            )
     return packed.to(weight.device)
 
 

@@ -33,6 +33,7 @@ MAX_AXES = 8
 MAX_WEIGHTS = 1 << 40  # in one tensor
 MAX_INDEX = 1 << 26  # bytes of the index as JSON
 DTYPES = ("float64", *LEVELS_DTYPES)
+_DAMAGED = "the file was changed or damaged, copy or download it again"
 _FIELDS = {"shape", "bits", "block", "form", "levels_dtype", "dtype", "scheme"}
 _SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -58,18 +59,19 @@ def write(path: Path, tensors: Mapping[str, Tensor | CodebookWeight]) -> None:
     index: Index = {}
     plain: dict[str, Tensor] = {}
     for name, value in tensors.items():
+        stored = value.tensors(name) if isinstance(value, CodebookWeight) else {name: value}
         if isinstance(value, CodebookWeight):
             index[name] = value.spec
-            plain |= value.tensors(name)
-        else:
-            plain[name] = value
+        for key in stored.keys() & plain.keys():
+            raise FormatError(f"{path}: two tensors would be stored as {key}: rename one")
+        plain |= stored
     write_tensors(path, plain, index)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], index: Index) -> None:
     """Write tensors of which some are the codes and levels that ``index`` tells of."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata={"format": "pt"} | metadata(index))
+    save_file(contiguous, path, metadata=metadata(index))
 
 
 def read(paths: Iterable[Path]) -> dict[str, Tensor | CodebookWeight]:
@@ -84,29 +86,24 @@ def read(paths: Iterable[Path]) -> dict[str, Tensor | CodebookWeight]:
     for path in paths:
         with open_file(path) as file:
             plain |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    weights = {
-        name: assemble(
-            name,
-            spec,
-            plain.pop(name),
-            plain.pop(name + CodebookWeight.LEVELS).to(getattr(torch, spec.dtype)),
-        )
-        for name, spec in index.items()
-    }
+    weights = {}
+    for name, spec in index.items():
+        levels = plain.pop(name + CodebookWeight.LEVELS).to(getattr(torch, spec.dtype))
+        weights[name] = assemble(paths[0].parent, name, spec, plain.pop(name), levels)
     return plain | weights
 
 
-def assemble(name: str, spec: WeightSpec, codes: Tensor, levels: Tensor) -> CodebookWeight:
-    """A weight from its loaded tensors, checked for what a header cannot show.
+def assemble(where: Path, name: str, spec: WeightSpec, codes: Tensor, levels: Tensor) -> CodebookWeight:
+    """A weight from its tensors, loaded from ``where``, checked for what a header cannot show.
 
     Raises:
         FormatError: levels that are not finite, or bits set behind the last code.
     """
     if not levels.isfinite().all():
-        raise FormatError(f"{name}: some of its levels are NaN or infinite: the file is damaged")
+        raise FormatError(f"{where}: {name}: some of its levels are NaN or infinite: {_DAMAGED}")
     spare = -prod(spec.shape) * spec.bits % 8
     if spare and int(codes[-1]) >> (8 - spare):
-        raise FormatError(f"{name}: bits are set behind its last code: the file is damaged")
+        raise FormatError(f"{where}: {name}: bits are set behind its last code: {_DAMAGED}")
     return CodebookWeight(spec, codes, levels)
 
 
@@ -117,9 +114,7 @@ def open_file(path: Path) -> Any:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise FormatError(
-            f"{path}: not a whole safetensors file ({error}): copy or download it again"
-        ) from error
+        raise FormatError(f"{path}: not a whole safetensors file ({error}): {_DAMAGED}") from error
 
 
 def read_index(paths: Iterable[Path]) -> Index:
@@ -132,34 +127,42 @@ def read_index(paths: Iterable[Path]) -> Index:
         FormatError: names the file, the tensor, the fault and the remedy.
     """
     index: Index = {}
+    source: dict[str, Path] = {}
     found: dict[str, tuple[Path, str, list[int]]] = {}
     for path in paths:
         with open_file(path) as file:
             for name, spec in _parse_index(path, (file.metadata() or {}).get(KEY)).items():
+                source[name] = path
                 if index.setdefault(name, spec) != spec:
-                    raise FormatError(f"{path}: says of {name} something else than another shard")
+                    raise FormatError(
+                        f"{path}: says of {name} something else than another file does: {_DAMAGED}"
+                    )
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
                 if name in found:
-                    raise FormatError(f"{path}: the tensor {name} is also in {found[name][0]}")
+                    raise FormatError(
+                        f"{path}: the tensor {name} is also in {found[name][0]}: copy the files of one "
+                        "checkpoint only"
+                    )
                 found[name] = (path, part.get_dtype(), part.get_shape())
     for name, spec in index.items():
         levels = name + CodebookWeight.LEVELS
-        _check_tensor(found, name, "U8", spec.codes_shape)
-        _check_tensor(found, levels, _SAFETENSORS[spec.levels_dtype], spec.levels_shape)
+        _check_tensor(source[name], found, name, "U8", spec.codes_shape)
+        dtype = _SAFETENSORS[spec.levels_dtype]
+        _check_tensor(source[name], found, levels, dtype, spec.levels_shape)
     return index
 
 
 def _check_tensor(
-    found: dict[str, tuple[Path, str, list[int]]], name: str, dtype: str, shape: tuple[int, ...]
+    source: Path, found: dict[str, tuple[Path, str, list[int]]], name: str, dtype: str, shape: tuple[int, ...]
 ) -> None:
     if name not in found:
-        raise FormatError(f"the tensor {name} is missing: copy or download the checkpoint again")
+        raise FormatError(f"{source}: the tensor {name}, which its index lists, is missing: {_DAMAGED}")
     path, its_dtype, its_shape = found[name]
     if its_dtype != dtype or tuple(its_shape) != shape:
         raise FormatError(
             f"{path}: the tensor {name} is {its_dtype} {its_shape}, its index says {dtype} "
-            f"{list(shape)}: the file was changed or damaged, copy or download it again"
+            f"{list(shape)}: {_DAMAGED}"
         )
 
 
@@ -170,30 +173,34 @@ def _parse_index(path: Path, text: str | None) -> Index:
         raise FormatError(f"{path}: its index has {len(text)} bytes, the limit is {MAX_INDEX}")
     try:
         document = json.loads(text)
-    except ValueError as error:
-        raise FormatError(f"{path}: its index is not JSON ({error}): the file is damaged") from None
-    if not isinstance(document, dict) or not isinstance(document.get("weights"), dict):
-        raise FormatError(f"{path}: its index is no record of weights: the file is damaged")
-    version = document.get("format")
-    if version != VERSION:
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: its index is not JSON ({error}): {_DAMAGED}") from None
+    version = document.get("format") if isinstance(document, dict) else None
+    if not _counts([version]) or version != VERSION:
         raise FormatError(
             f"{path}: format version {version!r}, this lexibit reads {VERSION}: "
             "install the lexibit that wrote it, or a later one"
         )
+    if set(document) != {"format", "weights"} or not isinstance(document["weights"], dict):
+        raise FormatError(f"{path}: its index is no record of weights: {_DAMAGED}")
     return {name: _parse_spec(path, name, item) for name, item in document["weights"].items()}
 
 
 def _parse_spec(path: Path, name: str, item: Any) -> WeightSpec:
     def refuse(fault: str) -> FormatError:
-        return FormatError(f"{path}: index of {name}: {fault}")
+        return FormatError(f"{path}: index of {name}: {fault}: {_DAMAGED}")
 
     if not isinstance(item, dict) or (fields := set(item)) != _FIELDS:
         fields = set(item) if isinstance(item, dict) else set()
         missing, surplus = sorted(_FIELDS - fields), sorted(fields - _FIELDS)
         raise refuse(f"fields missing: {missing}, not in format version {VERSION}: {surplus}")
     shape, bits, block = item["shape"], item["bits"], item["block"]
-    if not _counts(shape) or not 2 <= len(shape) <= MAX_AXES or prod(shape) > MAX_WEIGHTS:
-        raise refuse(f"shape {shape!r} is not 2 to {MAX_AXES} counts of at most 2^40 weights")
+    if (
+        not _counts(shape)
+        or not 2 <= len(shape) <= MAX_AXES
+        or prod(max(axis, 1) for axis in shape) > MAX_WEIGHTS
+    ):
+        raise refuse(f"shape {shape!r} is not 2 to {MAX_AXES} axes of at most 2^40 weights")
     if not _counts([bits]) or not MIN_BITS <= bits <= MAX_BITS:
         raise refuse(f"bits {bits!r} are not {MIN_BITS} to {MAX_BITS}")
     rows, columns = (max(axis, 1) for axis in matrix_shape(tuple(shape)))

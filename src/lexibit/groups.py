@@ -50,8 +50,8 @@ class Groups:
             LexibitError: the spelling is unknown or its number is not a positive whole one.
         """
         rows, columns = matrix_shape(shape)
-        kind, _, number = spec.partition(":")
-        if kind in _PLAIN and not number:
+        kind, colon, number = spec.partition(":")
+        if kind in _PLAIN and not colon:
             return cls(rows, columns, (max(rows, 1) if kind == "matrix" else 1, max(columns, 1)))
         if kind not in _COUNTED:
             raise unknown("groups", spec, ["matrix", "row", "rows:N", "blocks:N", "columns:N"])

@@ -49,6 +49,7 @@ class LexibitHfQuantizer(HfQuantizer):
         self._planned: dict[str, PlannedWeight] = {}
         self._quantizing: Quantizing | None = None
         self._arrived: dict[str, bytes] = {}
+        self._folder = Path()
         self._fault: LexibitError | None = None
 
     # loading ------------------------------------------------------------------------------------
@@ -64,6 +65,7 @@ class LexibitHfQuantizer(HfQuantizer):
             self._quantizing = Quantizing(self.quantization_config, len(plan.weights), False)
             return
         files = [Path(file) for file in checkpoint_files or ()]
+        self._folder = files[0].parent if files else Path()
         if not files or any(file.suffix != ".safetensors" for file in files):
             raise FormatError(f"a lexibit folder holds safetensors files, this one: {files}")
         index = format.read_index(files)
@@ -101,7 +103,7 @@ class LexibitHfQuantizer(HfQuantizer):
             levels = first.module._parameters.pop(first.parameter + CodebookWeight.LEVELS)
             if codes is None or levels is None or codes.is_meta or levels.is_meta:
                 raise FormatError(f"{name}: transformers did not load its codes and levels")
-            weight = format.assemble(name, spec, codes.data, levels.data)
+            weight = format.assemble(self._folder, name, spec, codes.data, levels.data)
             for use in uses:
                 install(use.module, use.parameter, weight)
         model.__dict__.pop("_adjust_bias", None)
@@ -128,8 +130,8 @@ class LexibitHfQuantizer(HfQuantizer):
             first = self._arrived.get(planned.name)
             if first is not None and first != digest:
                 self._fault = LexibitError(
-                    f"{name} is tied to {planned.name} by the config, but the checkpoint holds other "
-                    "values for it: load it with tie_word_embeddings=False"
+                    f"the config ties {' and '.join(use.name for use in planned.uses)}, but the checkpoint "
+                    "holds different values for them: load it with tie_word_embeddings=False"
                 )
         else:
             digest = b""
@@ -156,7 +158,7 @@ class LexibitHfQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The tensors to store and what the header says of them."""
         tensors, index = stored_form(model)
-        return tensors, format.metadata(index)
+        return tensors, _OneKey(format.metadata(index))
 
     def is_serializable(self) -> bool:
         """Yes."""
@@ -172,10 +174,22 @@ class LexibitHfQuantizer(HfQuantizer):
         """The operators have fake kernels for torch.compile."""
         return True
 
-    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    def _dequantize(self, model: PreTrainedModel, dtype: Any = None) -> PreTrainedModel:
         restore_all(model)
-        model.to(dtype)  # type: ignore[arg-type]
+        # transformers keeps config.dtype as text once a model was saved
+        model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         return model
+
+
+class _OneKey(dict[str, str]):
+    """Metadata to which transformers cannot add its ``format``.
+
+    safetensors writes several keys in random order; with one, the same model gives the same bytes.
+    """
+
+    def __setitem__(self, key: str, value: str) -> None:
+        if key != "format":
+            super().__setitem__(key, value)
 
 
 class _QuantizeOnArrival(ConversionOps):

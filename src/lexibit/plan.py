@@ -249,7 +249,7 @@ def storages(model: nn.Module) -> Storages:
     # while transformers loads a model, on the meta device, its ties are declared but not made yet
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     found: dict[object, tuple[Tensor, list[Use]]] = {}
-    for module_name, module in model.named_modules():
+    for module_name, module in model.named_modules(remove_duplicate=False):
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             use = Use(module, module_name, name, _kind(module, name))
             source = parameter

@@ -36,6 +36,8 @@ def quantize(model: nn.Module, config: LexibitConfig | None = None, *, progress:
     if any(isinstance(module, Quantized) for module in model.modules()):
         raise LexibitError("the model is quantized already: load the float model to quantize anew")
     plan = Plan.of(model, config)
+    if any(use.module.get_parameter(use.parameter).is_meta for w in plan.weights for use in w.uses):
+        raise LexibitError("the model is on the meta device and has no weights: load them first")
     if not plan.weights:
         raise LexibitError(f"nothing to quantize in {type(model).__name__}: see its plan")
     quantizing = Quantizing(config, len(plan.weights), progress)

@@ -96,6 +96,8 @@ class CodebookWeight(nn.Module):
         if levels.shape != spec.levels_shape:
             raise LexibitError(f"levels are {list(levels.shape)}, must be {list(spec.levels_shape)}")
         self.spec = spec
+        # whether the float weight was trained: codes have no gradient, but a dequantized model has again
+        self.requires_grad = False
         self.register_buffer("codes", codes)
         self.register_buffer("levels", levels)
 
@@ -138,6 +140,10 @@ class CodebookWeight(nn.Module):
 
     def linear(self, x: Tensor, bias: Tensor | None = None, transposed: bool = False) -> Tensor:
         """``x @ W.T + bias``, or ``x @ W + bias`` if ``transposed`` (transformers' Conv1D)."""
+        if torch.is_autocast_enabled(x.device.type):
+            # custom operators are no part of autocast's lists: do as it does for linear layers
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
         return ops.linear(x, bias, self.codes, self.levels, *self._layout(), transposed)
 
     def embedding(self, ids: Tensor) -> Tensor:
@@ -153,36 +159,35 @@ class CodebookWeight(nn.Module):
         stored = self.levels.to(getattr(torch, self.spec.levels_dtype))
         return {name: self.codes, name + self.LEVELS: stored}
 
-    def _keys(self, prefix: str) -> tuple[str, str]:
-        name = prefix.removesuffix(".").removesuffix(self.SUFFIX)
-        return name, name + self.LEVELS
-
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        for key, tensor in zip(self._keys(prefix), (self.codes, self.levels), strict=True):
+        name = prefix.removesuffix(".").removesuffix(self.SUFFIX)
+        for key, tensor in ((name, self.codes), (name + self.LEVELS, self.levels)):
             destination[key] = tensor if keep_vars else tensor.detach()
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        for key, own in zip(self._keys(prefix), (self.codes, self.levels), strict=True):
+    def _load_from_state_dict(self, *args: Any) -> None:
+        # nothing: the module that uses the weight loads it, by load_tensors
+        pass
+
+    def load_tensors(self, name: str, state_dict: dict[str, Any]) -> tuple[list[str], list[str]]:
+        """Take codes and levels from a state dict, where they stand under ``name``.
+
+        Returns:
+            The keys that are missing, and what is wrong with those that are there.
+        """
+        missing, errors = [], []
+        for key, own in ((name, self.codes), (name + self.LEVELS, self.levels)):
             given = state_dict.get(key)
             if given is None:
-                missing_keys.append(key)
+                missing.append(key)
             elif given.shape != own.shape or given.is_floating_point() != own.is_floating_point():
-                error_msgs.append(
+                errors.append(
                     f"{key}: {given.dtype} {list(given.shape)} given, this model stores "
                     f"{own.dtype} {list(own.shape)}: load it into a model quantized the same way"
                 )
             else:
                 with torch.no_grad():
                     own.copy_(given)
+        return missing, errors
 
     def extra_repr(self) -> str:
         """One line for ``print(model)``."""

@@ -92,7 +92,10 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _rule(text: str) -> tuple[str, dict[str, Any]]:
-    pattern, *settings = shlex.split(text) or [""]
+    try:
+        pattern, *settings = shlex.split(text) or [""]
+    except ValueError as error:
+        raise LexibitError(f"rule {text!r}: {error}: write it like '*.query bits=3'") from error
     if not settings:
         raise LexibitError(f"rule {text!r}: write a pattern, then NAME=VALUE, like '*.query bits=3'")
     rule: dict[str, Any] = {}

@@ -9,7 +9,7 @@ finds ours where it calls ``super().forward``, or a decoded ``.weight`` where it
 from __future__ import annotations
 
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -51,9 +51,10 @@ def _quantized_class(cls: type[nn.Module]) -> type[nn.Module]:
         return cls
     if cls in _LAYERS:
         return _LAYERS[cls]
-    base = next((ours for theirs, ours in _LAYERS.items() if issubclass(cls, theirs)), Quantized)
+    layers = (ours for theirs, ours in _LAYERS.items() if issubclass(cls, theirs))
+    base: type[Quantized] = next(layers, Quantized)
     # behind the subclass, so that its forward comes first and its super() is ours
-    made = type(f"Quantized{cls.__name__}", (cls, base), {"__module__": cls.__module__})
+    made: Any = type(f"Quantized{cls.__name__}", (cls, base), {"__module__": cls.__module__})
     return cast(type[nn.Module], made)
 
 
@@ -62,13 +63,16 @@ def _float_class(cls: type[nn.Module]) -> type[nn.Module]:
     for theirs, ours in _LAYERS.items():
         if cls is ours:
             return theirs
-    found: type[nn.Module] = next(base for base in cls.__bases__ if not issubclass(base, Quantized))
-    return found
+    made_from = next(base for base in cls.__bases__ if not issubclass(base, Quantized))
+    return cast(type[nn.Module], made_from)
 
 
 def install(module: nn.Module, parameter: str, weight: CodebookWeight) -> None:
-    """Replace a parameter of a module by a weight in codes, in place."""
-    del module._parameters[parameter]
+    """Replace a parameter of a module by a weight in codes, in place; twice is once."""
+    if module._modules.get(parameter + CodebookWeight.SUFFIX) is weight:
+        return  # a module used under two names
+    old = module._parameters.pop(parameter)
+    weight.requires_grad = old is not None and old.requires_grad
     module.__class__ = _quantized_class(type(module))  # type: ignore[arg-type]
     module.add_module(parameter + CodebookWeight.SUFFIX, weight)
     # the list of float weights that nn.RNNBase keeps would keep them alive
@@ -89,13 +93,12 @@ def restore_all(model: nn.Module) -> None:
     decoded: dict[CodebookWeight, nn.Parameter] = {}
     quantized: list[nn.Module] = [module for module in model.modules() if isinstance(module, Quantized)]
     for module in quantized:
-        for child_name, child in list(module.named_children()):
+        for child_name, child in list(module._modules.items()):
             if isinstance(child, CodebookWeight):
                 if child not in decoded:
-                    decoded[child] = nn.Parameter(child.decode())
+                    decoded[child] = nn.Parameter(child.decode(), requires_grad=child.requires_grad)
                 del module._modules[child_name]
-                name = child_name.removesuffix(CodebookWeight.SUFFIX)
-                module._parameters[name] = decoded[child]
+                module._parameters[child_name.removesuffix(CodebookWeight.SUFFIX)] = decoded[child]
         module.__class__ = _float_class(type(module))
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()

@@ -44,9 +44,10 @@ def linear_op(
     form: str,
     transposed: bool,
 ) -> Tensor:
-    """``x @ W.T + bias`` (``x @ W + bias`` if ``transposed``), with ``W`` as decoded."""
+    """``x @ W.T + bias`` (``x @ W + bias`` if ``transposed``), with ``W`` decoded, in the dtype of ``x``."""
     weight = reference.decode(codes, levels, shape, bits, block, form)
-    return reference.linear(x, weight, bias, transposed)
+    with torch.autocast(x.device.type, enabled=False):
+        return reference.linear(x, weight.to(x.dtype), bias, transposed)
 
 
 @linear_op.register_fake
@@ -102,7 +103,7 @@ def _linear_backward(ctx, grad):  # type: ignore[no-untyped-def]
     codes, levels = ctx.saved_tensors
     grad_x = grad_bias = None
     if ctx.needs_input_grad[0]:
-        weight = decode_op(codes, levels, *ctx.layout)
+        weight = decode_op(codes, levels, *ctx.layout).to(grad.dtype)
         grad_x = grad @ (weight.t() if ctx.transposed else weight)
     if ctx.needs_input_grad[1]:
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)

@@ -52,6 +52,8 @@ def embedding(
 ) -> Tensor:
     """The rows ``ids`` of the weight: ``[*ids.shape, columns]``."""
     groups = Groups(*matrix_shape(tuple(shape)), (block[0], block[1]))
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"rows are looked up by int64 or int32, not {ids.dtype}")
     rows = ids.reshape(-1).long()
     if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < groups.rows):
         raise IndexError(f"row {int(rows.min())} or {int(rows.max())} of {groups.rows} rows")

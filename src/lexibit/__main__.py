@@ -1,0 +1,5 @@
+"""``python -m lexibit``."""
+
+from lexibit.cli import main
+
+main()
