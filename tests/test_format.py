@@ -1,0 +1,530 @@
+"""The stored form on disk, against a decoder written from its specification with numpy and json."""
+
+import json
+import re
+import struct
+import tempfile
+from contextlib import contextmanager
+from math import ceil, prod
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
+
+from lexibit import CodebookWeight, FormatError, LexibitError, Recipe, format, quantize_tensor
+from lexibit.levels import LevelForm
+from lexibit.plan import spec_of
+from lexibit.weight import WeightSpec
+
+SCHEMA = Path(__file__).parents[1] / "docs" / "format.schema.json"
+WIDTH = {"table": lambda bits: 2**bits, "uniform": lambda bits: 2, "binary": lambda bits: bits}
+ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+FIELDS = ["shape", "bits", "block", "form", "levels_dtype", "dtype", "scheme"]
+
+
+# a decoder of its own --------------------------------------------------------------------------------
+
+
+def read_raw(path):
+    """The header of a safetensors file and the bytes behind it."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def write_raw(path, header, body):
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+def raw_levels(kind, data, shape):
+    if kind == "BF16":
+        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
+    return np.frombuffer(data, {"F32": "<f4", "F16": "<f2"}[kind]).astype("<f4").reshape(shape)
+
+
+def raw_codes(data, bits, shape):
+    stream = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[: prod(shape) * bits]
+    return (stream.reshape(-1, bits) << np.arange(bits)).sum(1).reshape(shape)
+
+
+def decode_by_hand(path, name):
+    """One weight as numpy, every value looked up on its own."""
+    header, body = read_raw(path)
+    record = json.loads(header["__metadata__"]["lexibit"])["weights"][name]
+    part = {key: body[slice(*header[key]["data_offsets"])] for key in (name, name + "_levels")}
+    shape, bits, block = record["shape"], record["bits"], record["block"]
+    codes = raw_codes(part[name], bits, (prod(shape[:-1]), shape[-1]))
+    levels = raw_levels(
+        header[name + "_levels"]["dtype"], part[name + "_levels"], header[name + "_levels"]["shape"]
+    ).astype(record["dtype"])
+    out = np.empty(codes.shape, record["dtype"])
+    runs = ceil(codes.shape[1] / block[1])
+    for (row, column), code in np.ndenumerate(codes):
+        mine = levels[row // block[0] * runs + column // block[1]]
+        if record["form"] == "table":
+            out[row, column] = mine[code]
+        elif record["form"] == "uniform":
+            out[row, column] = mine[0] * (mine.dtype.type(code) + mine[1])
+        else:
+            value = mine.dtype.type(0)
+            for plane in range(bits):
+                value = value + (mine[plane] if code >> plane & 1 else -mine[plane])
+            out[row, column] = value
+    return out.reshape(shape)
+
+
+# making weights --------------------------------------------------------------------------------------
+
+GROUPS = st.one_of(
+    st.sampled_from(["matrix", "row"]),
+    st.builds("{}:{}".format, st.sampled_from(["rows", "blocks", "columns"]), st.integers(1, 11)),
+)
+
+
+@st.composite
+def weights(draw, dtypes=("float32", "float64")):
+    """A weight of any form with random codes and levels, and its codes one a byte."""
+    shape = tuple(draw(st.lists(st.integers(0, 9), min_size=2, max_size=4)))
+    bits = draw(st.integers(1, 8))
+    form = LevelForm(draw(st.sampled_from(["table", "uniform", "binary"])))
+    spec = spec_of(shape, getattr(torch, draw(st.sampled_from(dtypes))), Recipe(groups=draw(GROUPS)))
+    spec = WeightSpec(
+        shape, bits, spec.block, form, draw(st.sampled_from(sorted(ITEMSIZE))), spec.dtype, "toy"
+    )
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    codes = torch.from_numpy(rng.integers(0, 2**bits, shape, dtype=np.uint8))
+    levels = torch.from_numpy(rng.normal(size=spec.levels_shape))
+    levels = levels.to(getattr(torch, spec.levels_dtype)).to(getattr(torch, spec.dtype))
+    return CodebookWeight.from_codes(spec, codes, levels), codes
+
+
+@contextmanager
+def scratch_file():
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / "weights.safetensors"
+
+
+def example_tensors():
+    """Two weights in codes, the first with seven spare bits, and a bias."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(5, 7, generator=generator)
+    second = torch.randn(4, 6, generator=generator)
+    return {
+        "first.weight": quantize_tensor(first, Recipe(scheme="linear", bits=3, groups="rows:2")),
+        "second.weight": quantize_tensor(
+            second, Recipe(scheme="lq", bits=4, groups="columns:4", levels_dtype="float16")
+        ),
+        "first.bias": torch.randn(5, generator=generator),
+    }
+
+
+@pytest.fixture
+def packed(tmp_path):
+    path = tmp_path / "model.safetensors"
+    format.write(path, example_tensors())
+    return path
+
+
+def read_one(path):
+    return format.read([path])
+
+
+# the round trip --------------------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(weights())
+def test_what_is_written_is_read_back_bit_for_bit_and_decodes_as_specified(made):
+    weight, codes = made
+    with scratch_file() as path:
+        format.write(path, {"m.weight": weight, "m.bias": torch.arange(3.0)})
+        back = format.read([path])
+        by_hand = decode_by_hand(path, "m.weight")
+    assert set(back) == {"m.weight", "m.bias"}
+    assert isinstance(back["m.weight"], CodebookWeight)
+    assert back["m.weight"].spec == weight.spec
+    assert torch.equal(back["m.weight"].unpacked_codes(), codes)
+    assert torch.equal(back["m.weight"].levels, weight.levels)
+    assert torch.equal(back["m.bias"], torch.arange(3.0))
+    np.testing.assert_array_equal(back["m.weight"].decode().numpy(), by_hand)
+
+
+@settings(max_examples=60, deadline=None)
+@given(weights(dtypes=("float16", "bfloat16")))
+def test_half_precision_weights_come_back_in_their_own_dtype_with_equal_values(made):
+    weight, codes = made
+    with scratch_file() as path:
+        format.write(path, {"w": weight})
+        back = format.read([path])["w"]
+    assert str(back.decode().dtype) == f"torch.{weight.spec.dtype}"
+    assert torch.equal(back.unpacked_codes(), codes)
+    assert torch.equal(back.decode(), weight.decode())
+
+
+@settings(max_examples=80, deadline=None)
+@given(weights())
+def test_the_file_holds_what_the_formula_says_and_nothing_more(made):
+    weight, _ = made
+    spec = weight.spec
+    with scratch_file() as path:
+        format.write(path, {"w": weight})
+        header, body = read_raw(path)
+    rows, columns = prod(spec.shape[:-1]), spec.shape[-1]
+    groups = ceil(rows / spec.block[0]) * ceil(columns / spec.block[1]) if rows * columns else 0
+    expected = ceil(rows * columns * spec.bits / 8)
+    assert header["w"] == {"dtype": "U8", "shape": [expected]} | {"data_offsets": header["w"]["data_offsets"]}
+    expected += groups * WIDTH[spec.form](spec.bits) * ITEMSIZE[spec.levels_dtype]
+    assert len(body) == expected == spec.nbytes == weight.nbytes
+
+
+def test_plain_safetensors_reads_the_file_with_the_documented_keys_and_dtypes(packed):
+    arrays = load_file(packed)
+    assert {name: (array.dtype.name, array.shape) for name, array in arrays.items()} == {
+        "first.weight": ("uint8", (14,)),
+        "first.weight_levels": ("float32", (3, 8)),
+        "second.weight": ("uint8", (12,)),
+        "second.weight_levels": ("float16", (8, 2)),
+        "first.bias": ("float32", (5,)),
+    }
+    with safe_open(packed, "np") as file:
+        metadata = file.metadata()
+    assert set(metadata) == {"lexibit"}
+    document = json.loads(metadata["lexibit"])
+    assert set(document) == {"format", "weights"}
+    assert document["format"] == 1
+    assert document["weights"]["first.weight"] == {
+        "shape": [5, 7],
+        "bits": 3,
+        "block": [2, 7],
+        "form": "table",
+        "levels_dtype": "float32",
+        "dtype": "float32",
+        "scheme": "linear",
+    }
+    assert document["weights"]["second.weight"]["form"] == "uniform"
+    assert document["weights"]["second.weight"]["block"] == [1, 4]
+
+
+def test_the_same_tensors_give_the_same_bytes_in_whatever_order_they_come(tmp_path, packed):
+    again = tmp_path / "again.safetensors"
+    format.write(again, dict(reversed(example_tensors().items())))
+    assert again.read_bytes() == packed.read_bytes()
+
+
+def test_a_file_without_weights_in_codes_is_read_as_plain_tensors(tmp_path):
+    path = tmp_path / "float.safetensors"
+    save_file({"w": torch.eye(3)}, path)
+    assert format.read_index([path]) == {}
+    assert torch.equal(format.read([path])["w"], torch.eye(3))
+
+
+def test_the_shards_of_one_checkpoint_are_read_together(tmp_path):
+    tensors = example_tensors()
+    index = {name: value.spec for name, value in tensors.items() if isinstance(value, CodebookWeight)}
+    stored = {"first.bias": tensors["first.bias"]}
+    for name in index:
+        stored |= tensors[name].tensors(name)
+    names = sorted(stored)
+    shards = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    # codes in one shard, levels in the other
+    format.write_tensors(shards[0], {name: stored[name] for name in names[::2]}, index)
+    format.write_tensors(shards[1], {name: stored[name] for name in names[1::2]}, index)
+    back = format.read(shards)
+    assert set(back) == set(tensors)
+    for name in index:
+        assert torch.equal(back[name].decode(), tensors[name].decode())
+
+
+def test_a_plain_tensor_that_is_called_like_the_levels_is_refused_not_overwritten(tmp_path):
+    weight = example_tensors()["first.weight"]
+    for tensors in (
+        {"w": weight, "w_levels": torch.ones(2)},
+        {"w_levels": torch.ones(2), "w": weight},
+    ):
+        with pytest.raises(LexibitError, match="w_levels"):
+            format.write(tmp_path / "clash.safetensors", tensors)
+
+
+# the schema ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def schema():
+    if not SCHEMA.is_file():
+        pytest.skip("docs/format.schema.json is not there")
+    document = json.loads(SCHEMA.read_text())
+    Draft202012Validator.check_schema(document)
+    return Draft202012Validator(document)
+
+
+def document_of(path):
+    return json.loads(read_raw(path)[0]["__metadata__"]["lexibit"])
+
+
+def test_the_index_follows_the_published_schema(schema, packed):
+    document = document_of(packed)
+    assert len(document["weights"]) == 2
+    schema.validate(document)
+
+
+# Records that are wrong by themselves: (changes, what the message must say). None removes a field.
+BAD_RECORDS = [
+    *[({field: None}, field) for field in FIELDS],
+    ({"colour": "red"}, "colour"),
+    *[({"bits": bits}, "bits") for bits in (0, 9, -1, True, "3", 3.0, [3])],
+    *[({"shape": shape}, "shape") for shape in ([], [35], [-5, 7], [1] * 9, "5x7", [5.0, 7], [True, 7], {})],
+    *[({"block": block}, "block") for block in ([2], [2, 7, 1], [0, 7], [2, 0], [-2, 7], "row", 2)],
+    *[({"form": form}, "form") for form in ("Table", "", 1, ["table"], {})],
+    *[({"levels_dtype": dtype}, "levels_dtype") for dtype in ("float64", "int8", 4, ["float32"])],
+    *[({"dtype": dtype}, "dtype") for dtype in ("complex64", "int8", 4, ["float32"])],
+    ({"scheme": 1}, "scheme"),
+]
+# Records that are wrong only when one does the sums.
+UNFIT_RECORDS = [
+    ({"shape": [2**21, 2**20]}, "shape"),
+    ({"shape": [2**63, 2**63]}, "shape"),
+    ({"block": [6, 7]}, "block"),
+    ({"block": [2, 8]}, "block"),
+    ({"block": [2, 3]}, "block"),
+]
+
+
+# to JSON schema 3.0 is a whole number
+NOT_IN_SCHEMA = ({"bits": 3.0}, {"shape": [5.0, 7]})
+
+
+@pytest.mark.parametrize(
+    "changes", [changes for changes, _ in BAD_RECORDS if changes not in NOT_IN_SCHEMA], ids=str
+)
+def test_the_schema_refuses_every_record_that_is_wrong_by_itself(schema, packed, changes):
+    document = document_of(packed)
+    change_record(document, changes)
+    assert not schema.is_valid(document)
+
+
+def change_record(document, changes):
+    record = document["weights"]["first.weight"]
+    record.update(changes)
+    for field in [field for field, value in changes.items() if value is None]:
+        del record[field]
+
+
+# tampering -------------------------------------------------------------------------------------------
+
+
+def change_index(path, change):
+    """Apply ``change`` to the index in a file's header."""
+    header, body = read_raw(path)
+    document = json.loads(header["__metadata__"]["lexibit"])
+    document = change(document) or document
+    header["__metadata__"]["lexibit"] = document if isinstance(document, str) else json.dumps(document)
+    write_raw(path, header, body)
+
+
+def change_tensors(path, change):
+    """Apply ``change`` to a file's tensors and keep its metadata."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(tensors)
+    save_file(tensors, path, metadata=metadata)
+
+
+def refused(paths, *said):
+    """Reading must fail with a FormatError that says all of ``said``, and a remedy."""
+    paths = [paths] if isinstance(paths, Path) else paths
+    with pytest.raises(FormatError) as caught:
+        format.read(paths)
+    message = str(caught.value)
+    for text in said:
+        assert text in message
+    assert re.search(r"copy|download|install|restore|write .* again|quantize .* again", message), (
+        f"no remedy: {message}"
+    )
+    return message
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.floats(0, 1, exclude_max=True))
+def test_a_file_cut_anywhere_is_refused(share):
+    with scratch_file() as path:
+        format.write(path, example_tensors())
+        data = path.read_bytes()
+        path.write_bytes(data[: int(share * len(data))])
+        refused(path, str(path))
+        with pytest.raises(FormatError):
+            format.read_index([path])
+
+
+def test_a_file_with_bytes_behind_its_end_is_refused(packed):
+    packed.write_bytes(packed.read_bytes() + b"\0")
+    refused(packed, str(packed))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_flipped_byte_in_the_header_is_refused_or_harmless(data):
+    original = example_tensors()
+    with scratch_file() as path:
+        format.write(path, original)
+        content = bytearray(path.read_bytes())
+        end = 8 + struct.unpack("<Q", content[:8])[0]
+        content[data.draw(st.integers(0, end - 1))] ^= data.draw(st.integers(1, 255))
+        path.write_bytes(content)
+        try:
+            back = format.read([path])
+        except FormatError:
+            return
+    for name, weight in original.items():
+        found = back.get(name)
+        if isinstance(weight, CodebookWeight) and isinstance(found, CodebookWeight):
+            assert torch.equal(found.unpacked_codes().view(-1), weight.unpacked_codes().view(-1))
+            assert torch.equal(found.levels, weight.levels)
+
+
+def test_missing_codes_are_refused(packed):
+    change_tensors(packed, lambda tensors: tensors.pop("first.weight"))
+    refused(packed, "first.weight", "missing", str(packed.parent))
+
+
+def test_missing_levels_are_refused(packed):
+    change_tensors(packed, lambda tensors: tensors.pop("second.weight_levels"))
+    refused(packed, "second.weight_levels", "missing", str(packed.parent))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_codes_of_another_dtype_are_refused(packed, dtype):
+    change_tensors(packed, lambda tensors: tensors.update({"first.weight": torch.zeros(14, dtype=dtype)}))
+    refused(packed, "first.weight", str(packed), "U8")
+
+
+@pytest.mark.parametrize("shape", [(13,), (15,), (2, 7), (0,)])
+def test_codes_of_another_shape_are_refused(packed, shape):
+    codes = torch.zeros(shape, dtype=torch.uint8)
+    change_tensors(packed, lambda tensors: tensors.update({"first.weight": codes}))
+    refused(packed, "first.weight", str(packed), str(list(shape)))
+
+
+@pytest.mark.parametrize(
+    "levels", [torch.ones(3, 7), torch.ones(24), torch.ones(8, 3), torch.ones(3, 8, dtype=torch.float64)]
+)
+def test_levels_of_another_shape_or_dtype_are_refused(packed, levels):
+    change_tensors(packed, lambda tensors: tensors.update({"first.weight_levels": levels}))
+    refused(packed, "first.weight_levels", str(packed), str(list(levels.shape)))
+
+
+@pytest.mark.parametrize("version", [0, 2, 1.5, "1", None, True, [1]])
+def test_another_format_version_is_refused(packed, version):
+    change_index(packed, lambda document: document.update(format=version))
+    assert "install" in refused(packed, str(packed), "version", repr(version))
+
+
+def test_an_index_without_a_version_is_refused(packed):
+    change_index(packed, lambda document: document.pop("format") and None)
+    refused(packed, str(packed), "version")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "null", "[]", "1", '{"format": 1}', '{"format": 1, "weights": []}', "[" * 100_000, "\ud800"],
+    ids=lambda text: repr(text[:30]),
+)
+def test_an_index_that_is_no_record_of_weights_is_refused(packed, text):
+    change_index(packed, lambda document: json.dumps(text)[1:-1] if "\ud800" in text else text or " ")
+    refused(packed, str(packed), "index")
+
+
+@pytest.mark.parametrize("record", [None, 3, [], "linear"])
+def test_a_record_that_is_no_object_is_refused(packed, record):
+    change_index(packed, lambda document: document["weights"].update({"first.weight": record}))
+    refused(packed, str(packed), "first.weight", "missing")
+
+
+@pytest.mark.parametrize(("changes", "said"), [*BAD_RECORDS, *UNFIT_RECORDS], ids=str)
+def test_a_wrong_record_is_refused(packed, changes, said):
+    change_index(packed, lambda document: change_record(document, changes))
+    refused(packed, str(packed), "first.weight", said)
+
+
+def test_an_axis_that_no_tensor_can_have_is_refused_in_an_empty_weight_too(tmp_path):
+    path = tmp_path / "empty.safetensors"
+    format.write(path, {"first.weight": quantize_tensor(torch.empty(0, 7), Recipe(scheme="linear"))})
+    assert read_one(path)["first.weight"].decode().shape == (0, 7)
+    change_index(path, lambda document: change_record(document, {"shape": [0, 2**70]}))
+    refused(path, str(path), "first.weight", "shape")
+
+
+def test_an_index_with_weights_that_are_not_in_the_file_is_refused(packed):
+    def add(document):
+        document["weights"]["third.weight"] = document["weights"]["first.weight"]
+
+    change_index(packed, add)
+    refused(packed, "third.weight", "missing", str(packed.parent))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_levels_that_are_not_finite_are_refused(packed, value):
+    change_tensors(packed, lambda tensors: tensors["second.weight_levels"][3, 1].fill_(value))
+    refused(packed, "second.weight", "levels")
+
+
+@pytest.mark.parametrize("bit", range(1, 8))
+def test_bits_set_behind_the_last_code_are_refused(packed, bit):
+    def change(tensors):
+        tensors["first.weight"][-1] |= 1 << bit  # of 8 bits of the last byte, the codes use one
+
+    change_tensors(packed, change)
+    refused(packed, "first.weight", "last code")
+
+
+def two_shards(tmp_path):
+    tensors = example_tensors()
+    shards = [tmp_path / "1.safetensors", tmp_path / "2.safetensors"]
+    format.write(shards[0], {"first.weight": tensors["first.weight"]})
+    format.write(shards[1], {name: tensors[name] for name in ("second.weight", "first.bias")})
+    return shards
+
+
+def test_shards_whose_indexes_disagree_are_refused(tmp_path):
+    shards = two_shards(tmp_path)
+    assert set(format.read(shards)) == {"first.weight", "second.weight", "first.bias"}
+    record = document_of(shards[0])["weights"]["first.weight"] | {"bits": 2}
+    change_index(shards[1], lambda document: document["weights"].update({"first.weight": record}))
+    refused(shards, "first.weight", str(shards[1]))
+
+
+def test_a_tensor_that_two_shards_hold_is_refused(tmp_path):
+    shards = two_shards(tmp_path)
+    save_file({"first.bias": torch.zeros(5)}, tmp_path / "3.safetensors")
+    refused([*shards, tmp_path / "3.safetensors"], "first.bias", str(shards[1]), "3.safetensors")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(FIELDS),
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-3, 10) | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    ),
+)
+def test_any_json_in_any_field_is_read_or_refused_as_a_fault_of_the_file(field, value):
+    original = example_tensors()["first.weight"]
+    with scratch_file() as path:
+        format.write(path, {"first.weight": original})
+        change_index(path, lambda document: document["weights"]["first.weight"].update({field: value}))
+        try:
+            found = format.read([path])["first.weight"]
+        except FormatError:
+            return
+    # what is read is what the file says: any scheme's name, or another dtype that exists
+    assert getattr(found.spec, field) == (tuple(value) if isinstance(value, list) else value)
+    assert found.codes.shape == original.codes.shape
+    assert found.levels.shape == original.levels.shape
