@@ -26,7 +26,7 @@ SCHEMES = ("linear", "lq", "kmeans")
 BITS = (8, 4, 3, 2)
 RECOMMENDED = LexibitConfig(scheme="kmeans", bits=4)
 
-_SHORTEST, _LONGEST = 4, 24  # words of a sentence
+_SHORTEST, _LONGEST = 4, 20  # words of a sentence
 _BATCH = 64
 
 
