@@ -54,7 +54,7 @@ def figure(rows: list[dict[str, float | str | bool]]) -> str:
         for (px, py), row in zip(points, mine, strict=True):
             parts.append(
                 f'<circle cx="{px:.1f}" cy="{py:.1f}" r="5" fill="{colour}"><title>{NAMES[scheme]}, '
-                f"{row['bits']} bits: {row['nbytes'] / 1e6:.1f} MB, cosine {row['cosine']:.3f}</title></circle>"
+                f"{row['bits']} bits: {row['nbytes'] / 1e6:.1f} MB, {row['cosine']:.3f}</title></circle>"
             )
             if scheme == "kmeans":
                 parts.append(
