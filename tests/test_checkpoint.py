@@ -78,7 +78,7 @@ def test_a_hub_name_is_downloaded_without_weights_of_other_frameworks(monkeypatc
             assert not any(Path(wanted).match(pattern) for pattern in ignore_patterns)
         return str(folder)
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    monkeypatch.setattr(checkpoint.source, "snapshot_download", download)
     assert checkpoint.find("someone/a-model") == folder
     assert asked == ["someone/a-model"]
 
@@ -88,7 +88,7 @@ def test_a_hub_name_that_cannot_be_had_is_an_error_that_says_why(monkeypatch, er
     def download(*_, **__):
         raise error
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    monkeypatch.setattr(checkpoint.source, "snapshot_download", download)
     with pytest.raises(LexibitError, match=rf"someone/a-model.*{error}"):
         checkpoint.find("someone/a-model")
 
@@ -305,7 +305,7 @@ def fail_in_saving(source, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_folder", fail)
+    monkeypatch.setattr(checkpoint.target, "save_folder", fail)
     return LexibitError
 
 
@@ -313,7 +313,7 @@ def fail_in_copying(source, monkeypatch):
     def fail(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "copy_companions", fail)
+    monkeypatch.setattr(checkpoint.target, "copy_companions", fail)
     return KeyboardInterrupt
 
 

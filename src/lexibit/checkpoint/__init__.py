@@ -1,0 +1,21 @@
+"""Folders and files: where models come from, where their quantized form goes, and what is in it."""
+
+from lexibit.checkpoint.contents import Contents, compare, errors_against, inspect, read_texts
+from lexibit.checkpoint.modules import load, save
+from lexibit.checkpoint.source import find, load_float, load_quantized, plan
+from lexibit.checkpoint.target import quantize_to
+
+__all__ = [
+    "Contents",
+    "compare",
+    "errors_against",
+    "find",
+    "inspect",
+    "load",
+    "load_float",
+    "load_quantized",
+    "plan",
+    "quantize_to",
+    "read_texts",
+    "save",
+]

@@ -1,0 +1,123 @@
+"""What a quantized checkpoint holds, and how near it stays to the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from lexibit import format
+from lexibit.checkpoint.source import load_float, load_quantized, weight_files
+from lexibit.errors import LexibitError
+from lexibit.fidelity import OutputFidelity, WeightError, output_fidelity, weight_errors
+from lexibit.nn import codebooks
+from lexibit.weight import CodebookWeight, WeightSpec
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a quantized checkpoint holds.
+
+    Attributes:
+        weights: what is recorded of each weight in codes.
+        parameters: how many parameters there are, in codes or not; shared ones count once.
+        file_bytes: bytes of the safetensors files, headers included.
+    """
+
+    weights: dict[str, WeightSpec]
+    parameters: int
+    file_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits of the weights in codes divided by their number."""
+        count = sum(prod(spec.shape) for spec in self.weights.values())
+        return 8 * sum(spec.nbytes for spec in self.weights.values()) / max(count, 1)
+
+    @property
+    def file_bits_per_parameter(self) -> float:
+        """Bits on disk, all included, divided by all parameters."""
+        return 8 * self.file_bytes / max(self.parameters, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents as plain JSON values."""
+        return {
+            "parameters": self.parameters,
+            "file_bytes": self.file_bytes,
+            "bits_per_weight": self.bits_per_weight,
+            "file_bits_per_parameter": self.file_bits_per_parameter,
+            "weights": [
+                {"name": name, "bytes": spec.nbytes, "bits_per_weight": spec.bits_per_weight} | spec.to_dict()
+                for name, spec in self.weights.items()
+            ],
+        }
+
+
+def inspect(folder: Path) -> Contents:
+    """What a quantized folder or file holds; reads headers only.
+
+    Raises:
+        LexibitError: there is nothing quantized in it, or it is damaged.
+    """
+    if not folder.exists():
+        raise LexibitError(f"{folder}: no such folder or file")
+    files = weight_files(folder)
+    index = format.read_index(files)
+    if not index:
+        raise LexibitError(f"{folder}: holds no weights in codes")
+    parameters = sum(prod(spec.shape) for spec in index.values())
+    ours = {name for weight in index for name in (weight, weight + CodebookWeight.LEVELS)}
+    for file in files:
+        with format.open_file(file) as opened:
+            for name in set(opened.keys()) - ours:
+                parameters += prod(opened.get_slice(name).get_shape())
+    return Contents(index, parameters, sum(file.stat().st_size for file in files))
+
+
+def errors_against(folder: Path, original: Path) -> list[WeightError]:
+    """The error of every weight in codes against the float model it was made from."""
+    if folder.is_file() or original.is_file():
+        packed = format.read(weight_files(folder))
+        floats = format.read(weight_files(original))
+        return weight_errors(
+            {name: weight for name, weight in packed.items() if isinstance(weight, CodebookWeight)},
+            {name: value for name, value in floats.items() if isinstance(value, Tensor)},
+        )
+    weights, parameters = codebooks(load_quantized(folder)), load_float(original).named_parameters()
+    return weight_errors(weights, dict(parameters))
+
+
+def compare(
+    folder: Path, original: Path, texts: Sequence[str], *, batch_size: int, max_length: int
+) -> OutputFidelity:
+    """How near a quantized folder's outputs stay to those of the float model's folder."""
+    for path in (folder, original):
+        if not path.is_dir():
+            raise LexibitError(f"{path}: no such folder; outputs need a model's config.json")
+    quantized, floats = load_quantized(folder), load_float(original)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(original)
+    except (OSError, ValueError) as error:
+        raise LexibitError(f"{original}: no tokenizer in it that can be used: {error}") from error
+    return output_fidelity(quantized, floats, tokenizer, texts, batch_size=batch_size, max_length=max_length)
+
+
+def read_texts(file: Path, limit: int) -> list[str]:
+    """The lines of a text file that are not blank, ``limit`` at most.
+
+    Raises:
+        LexibitError: it cannot be read, or holds no text.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LexibitError(f"{file}: cannot be read as UTF-8 text: {error}") from error
+    texts = [line.strip() for line in lines if line.strip()][:limit]
+    if not texts:
+        raise LexibitError(f"{file}: holds no text")
+    return texts

@@ -1,0 +1,178 @@
+"""Where a model comes from: a folder, a safetensors file, or the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from lexibit import format
+from lexibit.config import LexibitConfig
+from lexibit.errors import FormatError, LexibitError
+from lexibit.plan import Plan
+
+# Weights in any framework's form: of no use beside ours.
+WEIGHT_FILES = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".gguf",
+    ".ot",
+)
+
+
+def find(source: str | Path) -> Path:
+    """A model's folder, or a safetensors file: a local path, or a hub name, which is downloaded.
+
+    A safetensors file beside a ``config.json`` stands for its folder.
+
+    Raises:
+        LexibitError: there is no such thing, here or on the hub.
+    """
+    path = Path(source)
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise LexibitError(f"{source}: no such folder or file ({error.strerror})") from error
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise LexibitError(f"{path}: give a model folder or a .safetensors file")
+        return path.parent if (path.parent / "config.json").is_file() else path
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise LexibitError(
+                f"{path}: no config.json in it: give a folder written by save_pretrained, or a "
+                ".safetensors file"
+            )
+        return path
+    try:
+        weights = [f"*{suffix}" for suffix in WEIGHT_FILES if suffix != ".safetensors"]
+        return Path(snapshot_download(str(source), ignore_patterns=weights))
+    except HFValidationError as error:
+        raise LexibitError(f"{source}: no such folder or file, and no hub name") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LexibitError(
+            f"{source}: no such folder or file here, and the hub did not give it: {reason}"
+        ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder (or the file itself), in order of name.
+
+    Raises:
+        FormatError: there are none.
+    """
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FormatError(f"{folder}: no .safetensors file in it")
+    return files
+
+
+def model_class(folder: Path) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """The class that saved a folder, and its configuration.
+
+    Raises:
+        LexibitError: config.json cannot be read, or names a class that transformers does not have.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise LexibitError(f"{folder}: its config.json cannot be used: {error}") from error
+    name = (config.architectures or [""])[0]
+    cls = getattr(transformers, name, None) if name else None
+    if cls is None:
+        raise LexibitError(
+            f"{folder}: its config.json names the class {name!r} in 'architectures', which transformers "
+            f"{transformers.__version__} does not have: correct it, or install a transformers that has it"
+        )
+    return cls, config
+
+
+def load_float(folder: Path) -> PreTrainedModel:
+    """The float model in a folder, in the class that saved it.
+
+    Raises:
+        LexibitError: it is quantized already, or cannot be loaded.
+    """
+    cls, config = model_class(folder)
+    _check_float(folder, config)
+    return _load(cls, folder)
+
+
+def load_quantized(folder: Path) -> PreTrainedModel:
+    """The quantized model in a folder, in the class that saved it.
+
+    Raises:
+        LexibitError: it is not quantized by lexibit, or damaged.
+    """
+    cls, config = model_class(folder)
+    if getattr(config, "quantization_config", None) is None:
+        raise LexibitError(f"{folder}: not quantized (no quantization_config in its config.json)")
+    return _load(cls, folder)
+
+
+def _check_float(folder: Path, config: PreTrainedConfig) -> None:
+    if getattr(config, "quantization_config", None) is not None:
+        raise LexibitError(f"{folder}: quantized already: give the float model that it came from")
+
+
+def _load(cls: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
+    try:
+        return cls.from_pretrained(folder)
+    except SafetensorError as error:
+        raise FormatError(
+            f"{folder}: not a whole safetensors file ({error}): copy or download it again"
+        ) from error
+    except LexibitError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise LexibitError(f"{folder}: cannot be loaded: {error}") from error
+
+
+def plan(source: Path, config: LexibitConfig) -> Plan:
+    """The plan for a folder or file; reads no weights."""
+    if source.is_file():
+        refuse_packed(source)
+        return Plan.of_tensors(_headers(source), config)
+    cls, its_config = model_class(source)
+    _check_float(source, its_config)
+    dtype = getattr(its_config, "dtype", None) or torch.float32
+    with torch.device("meta"):
+        model = cls._from_config(its_config, dtype=dtype)  # type: ignore[no-untyped-call]
+    return Plan.of(model, config)
+
+
+def _headers(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file without their values: on the meta device."""
+    tensors = {}
+    with format.open_file(file) as opened:
+        for name in opened.keys():  # noqa: SIM118
+            part = opened.get_slice(name)
+            # the dtypes that are not quantized count with their size; an empty slice knows them
+            dtype = format.TORCH_DTYPES.get(part.get_dtype()) or part[:0].dtype
+            tensors[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
+    return tensors
+
+
+def refuse_packed(file: Path) -> None:
+    """Refuse a file that holds weights in codes.
+
+    Raises:
+        LexibitError: it does.
+    """
+    if format.read_index([file]):
+        raise LexibitError(f"{file}: quantized already: give the float file that it came from")

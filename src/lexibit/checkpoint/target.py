@@ -1,0 +1,145 @@
+"""Where a quantized form goes: a new folder that appears only when it is whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from lexibit import format
+from lexibit.checkpoint.source import WEIGHT_FILES, load_float, refuse_packed, weight_files
+from lexibit.config import LexibitConfig
+from lexibit.errors import LexibitError
+from lexibit.fitting import Quantizing
+from lexibit.plan import Plan
+from lexibit.quantize import quantize
+
+WEIGHTS = "model.safetensors"
+# Sub-folders in which other frameworks' copies of the same weights are published.
+_OTHER_FRAMEWORKS = ("onnx", "openvino", "coreml", "tensorflow", "flax", "rust")
+
+
+def quantize_to(source: Path, out: Path, config: LexibitConfig, *, progress: bool = True) -> tuple[Plan, int]:
+    """Quantize a model folder or safetensors file into a new folder.
+
+    The folder gets the packed weights and every other file of the source (tokenizer, pooling, ...). It
+    appears in one step when it is whole; if anything fails, nothing is left.
+
+    Returns:
+        The plan that was carried out, and the bytes of the weight files written.
+
+    Raises:
+        LexibitError: the source or the configuration is wrong, ``out`` exists, or cannot be written.
+    """
+    with new_folder(out) as staged:
+        if source.is_file():
+            done = _quantize_file(source, staged / WEIGHTS, config, progress)
+        else:
+            model = load_float(source)
+            done = quantize(model, config, progress=progress)
+            save_folder(model, staged)
+            copy_companions(source, staged)
+        size = sum(file.stat().st_size for file in weight_files(staged))
+    return done, size
+
+
+def _quantize_file(source: Path, out: Path, config: LexibitConfig, progress: bool) -> Plan:
+    refuse_packed(source)
+    with format.open_file(source) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    done = Plan.of_tensors(tensors, config)
+    if not done.weights:
+        raise LexibitError(f"{source}: nothing to quantize in it: see lexibit plan {source}")
+    quantizing = Quantizing(config, len(done.weights), progress)
+    for planned in done.weights:
+        quantizing.add(planned, tensors[planned.name])
+    packed = {planned.name: weight for planned, weight in quantizing.results()}
+    format.write(out, tensors | packed)
+    return done
+
+
+def save_folder(model: PreTrainedModel, folder: Path) -> None:
+    """``save_pretrained``, without its bar."""
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model.save_pretrained(folder)
+    finally:
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def copy_companions(source: Path, out: Path) -> None:
+    """Copy what a model folder holds beside weights and configuration: tokenizer, pooling, ..."""
+    for path in sorted(source.rglob("*")):
+        inside = path.relative_to(source)
+        if any(part.startswith(".") for part in inside.parts):
+            continue
+        # weights in a sub-folder (a dense layer after the encoder, say) belong to another module
+        is_weights = path.suffix in WEIGHT_FILES or path.name.endswith(".index.json")
+        is_weights = is_weights and (len(inside.parts) == 1 or inside.parts[0] in _OTHER_FRAMEWORKS)
+        if path.is_file() and not is_weights and not (out / inside).exists():
+            (out / inside).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, out / inside)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder that appears at ``out`` only when the work inside ended well.
+
+    Raises:
+        LexibitError: ``out`` exists, or cannot be written.
+    """
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise LexibitError(f"{out}: exists already: choose another folder, or remove it first")
+    made = [parent for parent in out.absolute().parents if not parent.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise LexibitError(f"{out}: cannot be written: {error.strerror or error}") from error
+    try:
+        staged.chmod(0o777 & ~_umask())
+        yield staged
+        for path in staged.rglob("*"):
+            sync(path)
+        os.replace(staged, out)
+        sync(out.parent)
+    except (OSError, SafetensorError) as error:
+        if (
+            isinstance(error, OSError)
+            and error.filename
+            and not str(error.filename).startswith((str(staged), str(out)))
+        ):
+            raise
+        raise LexibitError(
+            f"{out}: cannot be written ({error}): free some space or choose another disk; nothing "
+            "was left there"
+        ) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # it holds the finished folder
+                parent.rmdir()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sync(path: Path) -> None:
+    """Have the disk keep a file or folder, so that a crash cannot take it back."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
