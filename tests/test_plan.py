@@ -343,3 +343,14 @@ def test_a_file_is_planned_by_its_names() -> None:
         "classifier.weight",
         "lstm.weight_ih_l0",
     }
+
+
+def test_only_the_matrices_of_a_module_are_taken_for_its_weight():
+    class Scaled(torch.nn.Linear):
+        def __init__(self):
+            super().__init__(4, 5)
+            self.weight_scale = torch.nn.Parameter(torch.ones(5, 1))
+
+    plan = Plan.of(torch.nn.Sequential(Scaled()), LexibitConfig(bits=2))
+    assert [weight.name for weight in plan.weights] == ["0.weight"]
+    assert "0.weight_scale" in {kept.name for kept in plan.kept}

@@ -57,7 +57,7 @@ class LexibitConfig(QuantizationConfigMixin):
         scheme: ``kmeans``, ``linear`` or ``lq``.
         bits: bits of a code, 1 to 8.
         groups: which weights share levels: ``matrix``, ``row``, ``rows:N`` (blocks of N rows),
-            ``blocks:N`` (N blocks of rows), ``columns:N`` (runs of N columns in a row).
+            ``blocks:N`` (at most N blocks of rows), ``columns:N`` (runs of N columns in a row).
         options: options of the scheme, like ``{"init": "k-means++", "iterations": 3}``.
         levels_dtype: in what the levels are stored: ``float32``, ``float16`` or ``bfloat16``.
         embeddings: whether embeddings are quantized too.

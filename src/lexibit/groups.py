@@ -8,7 +8,7 @@ spelling       block                  meaning
 ``matrix``     all rows, all columns  one set of levels for the whole matrix
 ``row``        1, all columns         each row has its own
 ``rows:N``     N, all columns         blocks of N consecutive rows
-``blocks:N``   ceil(rows / N), all    N blocks of consecutive rows (Q-BERT's 128)
+``blocks:N``   ceil(rows / N), all    at most N blocks of rows (Q-BERT's 128)
 ``columns:N``  1, N                   runs of N columns inside each row
 =============  =====================  ==========================================
 

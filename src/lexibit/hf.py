@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -83,8 +84,8 @@ class LexibitHfQuantizer(HfQuantizer):
             parameter, uses = by_name[name]
             if tuple(parameter.shape) != spec.shape:
                 raise FormatError(
-                    f"{name} was {list(spec.shape)} when it was quantized, {type(model).__name__} "
-                    f"of this config.json wants {list(parameter.shape)}"
+                    f"{name} was {list(spec.shape)} when it was quantized, {type(model).__name__} wants "
+                    f"{list(parameter.shape)}: load it with the configuration it was saved with"
                 )
             first = next(use for use in uses if use.name == name)
             self._stored.append((name, spec, uses))
@@ -107,6 +108,7 @@ class LexibitHfQuantizer(HfQuantizer):
             for use in uses:
                 install(use.module, use.parameter, weight)
         model.__dict__.pop("_adjust_bias", None)
+        _mark(model, self)
         self._stored, self._planned, self._quantizing, self._arrived = [], {}, None, {}
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
@@ -125,6 +127,12 @@ class LexibitHfQuantizer(HfQuantizer):
         """
         planned = self._planned[name]
         assert self._quantizing is not None
+        if tuple(value.shape) != planned.spec.shape:
+            self._fault = self._fault or LexibitError(
+                f"{name} is {list(value.shape)} in the checkpoint, the model wants "
+                f"{list(planned.spec.shape)}: load it with the configuration it was saved with, or exclude it"
+            )
+            return
         if len(planned.uses) > 1:
             digest = _digest(value)
             first = self._arrived.get(planned.name)
@@ -176,6 +184,7 @@ class LexibitHfQuantizer(HfQuantizer):
 
     def _dequantize(self, model: PreTrainedModel, dtype: Any = None) -> PreTrainedModel:
         restore_all(model)
+        detach(model)
         # transformers keeps config.dtype as text once a model was saved
         model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         return model
@@ -220,7 +229,9 @@ def _digest(value: Tensor) -> bytes:
 
 
 def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+    placeholder = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+    placeholder._is_hf_initialized = True  # type: ignore[attr-defined]  # codes have no initial values
+    return placeholder
 
 
 def _in_model(model: PreTrainedModel, index: dict[str, WeightSpec]) -> Iterator[tuple[str, WeightSpec]]:
@@ -258,9 +269,31 @@ def attach(model: nn.Module, config: LexibitConfig) -> None:
     """Tell transformers that a model, or the models inside it, are quantized, so that it saves them so."""
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
-            quantizer = LexibitHfQuantizer(config, pre_quantized=True)
-            part.__dict__.update(hf_quantizer=quantizer, is_quantized=True, quantization_method=METHOD)
-            quantizer.postprocess_model(part)
+            LexibitHfQuantizer(config, pre_quantized=True).postprocess_model(part)
+
+
+def _mark(model: PreTrainedModel, quantizer: LexibitHfQuantizer) -> None:
+    """Let a model with weights in codes, and the models inside it, answer transformers as such."""
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.__dict__.update(
+                hf_quantizer=quantizer,
+                is_quantized=True,
+                quantization_method=METHOD,
+                tie_weights=MethodType(_tied_already, part),
+                resize_token_embeddings=MethodType(_refuse_to_resize, part),
+            )
+
+
+def _tied_already(model: PreTrainedModel, *_: Any, **__: Any) -> None:
+    """What ``tie_weights`` does to a quantized model: its ties are one weight in codes, made for good."""
+
+
+def _refuse_to_resize(model: PreTrainedModel, *_: Any, **__: Any) -> None:
+    raise LexibitError(
+        f"the embeddings of this {type(model).__name__} are in codes and cannot be resized: call "
+        "lexibit.dequantize(model), resize, and quantize again"
+    )
 
 
 def detach(model: nn.Module) -> None:
@@ -270,3 +303,5 @@ def detach(model: nn.Module) -> None:
         if isinstance(part, PreTrainedModel) and isinstance(quantizer, LexibitHfQuantizer):
             quantizer.remove_quantization_config(part)  # type: ignore[no-untyped-call]
             part.config._is_quantized = False
+            for name in ("tie_weights", "resize_token_embeddings"):
+                part.__dict__.pop(name, None)

@@ -7,6 +7,7 @@ quantizer, the saver, the loader and the reporter.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -21,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from lexibit.config import LexibitConfig, Recipe
 from lexibit.errors import LexibitError
 from lexibit.groups import Groups
-from lexibit.weight import WeightSpec
+from lexibit.weight import CodebookWeight, WeightSpec
 
 # Modules that turn hidden states into a task's answer, by the names that transformers gives them.
 HEADS = frozenset(
@@ -38,12 +39,13 @@ HEADS = frozenset(
     }
 )
 
-KINDS: dict[type[nn.Module], str] = {
-    nn.Linear: "linear",
-    nn.Embedding: "embedding",
-    Conv1D: "conv1d",
-    nn.LSTM: "recurrent",
-    nn.GRU: "recurrent",
+# What each module does with its matrices, and their names in it (a regular expression).
+KINDS: dict[type[nn.Module], tuple[str, str]] = {
+    nn.Linear: ("linear", "weight"),
+    nn.Embedding: ("embedding", "weight"),
+    Conv1D: ("conv1d", "weight"),
+    nn.LSTM: ("recurrent", r"weight_(ih|hh|hr)_l\d+(_reverse)?"),
+    nn.GRU: ("recurrent", r"weight_(ih|hh)_l\d+(_reverse)?"),
 }
 
 
@@ -75,8 +77,8 @@ Storages = list[tuple[Tensor, tuple[Use, ...]]]
 
 
 def _kind(module: nn.Module, parameter: str) -> str:
-    for cls, kind in KINDS.items():
-        if isinstance(module, cls) and parameter.startswith("weight"):
+    for cls, (kind, names) in KINDS.items():
+        if isinstance(module, cls) and re.fullmatch(names, parameter):
             return kind
     return "parameter"
 
@@ -171,6 +173,7 @@ class Plan:
         tied: Mapping[str, str],
     ) -> Plan:
         overlapping = _overlapping(found)
+        names = [use.name for _, uses in found for use in uses]
         weights, kept = [], []
         for index, (parameter, uses) in enumerate(found):
             uses = _stored_name_first(uses, tied)
@@ -181,9 +184,14 @@ class Plan:
                 kept.append(KeptParameter(uses[0].name, shape, nbytes, reason))
                 continue
             recipe = chooser.recipe(uses)
+            for levels in {use.name + CodebookWeight.LEVELS for use in uses}.intersection(names):
+                raise LexibitError(
+                    f"the model has a parameter {levels}, the name for the levels of {uses[0].name}: "
+                    "rename it, or exclude the weight"
+                )
             spec = spec_of(shape, parameter.dtype, recipe)
             weights.append(PlannedWeight(uses, recipe, spec, nbytes))
-        chooser.check_patterns(use.name for _, uses in found for use in uses)
+        chooser.check_patterns(names)
         return cls(weights, kept)
 
     @property
@@ -336,9 +344,8 @@ class _Chooser:
         rules = [pattern for pattern in self.config.rules if self._named([pattern], uses)]
         return self.config.recipe(*rules)
 
-    def check_patterns(self, names: Iterable[str]) -> None:
+    def check_patterns(self, names: list[str]) -> None:
         """Refuse patterns that match nothing: they are typing errors."""
-        names = list(names)
         config = self.config
         for option in ("include", "exclude", "parameters", "rules"):
             for pattern in getattr(config, option):

@@ -389,3 +389,15 @@ def test_restoring_a_plain_module_changes_nothing() -> None:
     weight = linear.weight
     restore_all(linear)
     assert linear.weight is weight
+
+
+def test_a_quantized_subclass_is_pickled_and_copied():
+    from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
+
+    model = torch.nn.Sequential(BartScaledWordEmbedding(11, 8, 0, embed_scale=3.0))
+    quantize(model, LexibitConfig(bits=3), progress=False)
+    assert isinstance(model[0], Quantized)
+    ids = torch.arange(11)
+    for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert type(again[0]) is type(model[0])
+        assert torch.equal(again(ids), model(ids))

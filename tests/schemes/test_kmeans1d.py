@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -295,3 +296,26 @@ def test_nearest(shape: tuple[int, int], k: int) -> None:
     for g in range(shape[0]):
         limits = (levels[g, 1:] + levels[g, :-1]) / 2
         np.testing.assert_array_equal(codes[g], np.searchsorted(limits, x[g].astype(np.float64)))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_long_groups_of_unlike_size_do_not_spoil_each_other(weighted: bool) -> None:
+    """Groups beyond the length up to which every prefix sum is stored."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 9323)).astype(np.float32) * np.array([[1e11], [1], [1e-9]], np.float32)
+    w = rng.random(x.shape).astype(np.float32) if weighted else None
+    together = kmeans1d.optimal(x, 19, w)
+    for g in range(3):
+        alone = kmeans1d.optimal(x[g : g + 1], 19, None if w is None else w[g : g + 1])
+        np.testing.assert_array_equal(together[g], alone[0])
+
+
+def test_narrowing_in_many_passes_finds_the_same_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small groups would take one grid only: ask for windows of no width, from a coarse first grid."""
+    rng = np.random.default_rng(1)
+    x = np.concatenate([rng.standard_normal((6, 300)), rng.standard_t(1.5, (6, 300))]).astype(np.float32)
+    at_once = kmeans1d.optimal(x, 7)
+    narrowing = sys.modules["lexibit.schemes.kmeans1d.windows"]
+    monkeypatch.setattr(narrowing, "_NARROW", 0)
+    monkeypatch.setattr(narrowing, "_CELLS", 2)
+    np.testing.assert_array_equal(kmeans1d.optimal(x, 7), at_once)

@@ -64,8 +64,6 @@ def inspect(folder: Path) -> Contents:
     Raises:
         LexibitError: there is nothing quantized in it, or it is damaged.
     """
-    if not folder.exists():
-        raise LexibitError(f"{folder}: no such folder or file")
     files = weight_files(folder)
     index = format.read_index(files)
     if not index:

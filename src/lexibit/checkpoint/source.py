@@ -32,10 +32,11 @@ WEIGHT_FILES = (
 )
 
 
-def find(source: str | Path) -> Path:
+def find(source: str | Path, *, weights: bool = True) -> Path:
     """A model's folder, or a safetensors file: a local path, or a hub name, which is downloaded.
 
-    A safetensors file beside a ``config.json`` stands for its folder.
+    A safetensors file beside a ``config.json`` stands for its folder. A folder without one must hold weights
+    in codes. Without ``weights``, a hub name brings the configuration only.
 
     Raises:
         LexibitError: there is no such thing, here or on the hub.
@@ -52,15 +53,14 @@ def find(source: str | Path) -> Path:
             raise LexibitError(f"{path}: give a model folder or a .safetensors file")
         return path.parent if (path.parent / "config.json").is_file() else path
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not (path / "config.json").is_file() and not _holds_codes(path):
             raise LexibitError(
                 f"{path}: no config.json in it: give a folder written by save_pretrained, or a "
                 ".safetensors file"
             )
         return path
     try:
-        weights = [f"*{suffix}" for suffix in WEIGHT_FILES if suffix != ".safetensors"]
-        return Path(snapshot_download(str(source), ignore_patterns=weights))
+        return _download(str(source), weights)
     except HFValidationError as error:
         raise LexibitError(f"{source}: no such folder or file, and no hub name") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -70,12 +70,29 @@ def find(source: str | Path) -> Path:
         ) from error
 
 
+def _holds_codes(folder: Path) -> bool:
+    return bool(format.read_index(sorted(folder.glob("*.safetensors"))))
+
+
+def _download(name: str, weights: bool) -> Path:
+    if not weights:
+        return Path(snapshot_download(name, allow_patterns=["*.json"]))
+    others = [f"*{suffix}" for suffix in WEIGHT_FILES if suffix != ".safetensors"]
+    folder = Path(snapshot_download(name, ignore_patterns=others))
+    if not any(folder.glob("*.safetensors")):
+        # an older repository, with weights in PyTorch's own form only
+        folder = Path(snapshot_download(name, allow_patterns=["*.bin", "*.bin.index.json"]))
+    return folder
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder (or the file itself), in order of name.
 
     Raises:
-        FormatError: there are none.
+        LexibitError: there are none.
     """
+    if not folder.exists():
+        raise LexibitError(f"{folder}: no such folder or file")
     files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
     if not files:
         raise FormatError(f"{folder}: no .safetensors file in it")

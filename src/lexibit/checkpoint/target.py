@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from lexibit.plan import Plan
 from lexibit.quantize import quantize
 
 WEIGHTS = "model.safetensors"
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 # Sub-folders in which other frameworks' copies of the same weights are published.
 _OTHER_FRAMEWORKS = ("onnx", "openvino", "coreml", "tensorflow", "flax", "rust")
 
@@ -113,11 +115,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         os.replace(staged, out)
         sync(out.parent)
     except (OSError, SafetensorError) as error:
-        if (
-            isinstance(error, OSError)
-            and error.filename
-            and not str(error.filename).startswith((str(staged), str(out)))
-        ):
+        if isinstance(error, OSError) and error.errno not in _CANNOT_WRITE:
             raise
         raise LexibitError(
             f"{out}: cannot be written ({error}): free some space or choose another disk; nothing "

@@ -33,7 +33,7 @@ def main() -> None:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         app()
-    except LexibitError as error:
+    except (LexibitError, OSError) as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:

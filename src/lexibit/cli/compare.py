@@ -14,7 +14,7 @@ from lexibit.cli.show import Json, console, print_json, table
 
 
 def compare(
-    folder: Annotated[Path, typer.Argument(help="A quantized folder.", metavar="DIR")],
+    quantized: Annotated[str, typer.Argument(help="A quantized folder, or a hub name.", metavar="DIR")],
     model: Model,
     text: Annotated[Path, typer.Option(help="A text file, one text a line.")],
     limit: Annotated[int, typer.Option(help="Texts at most, from the file's start.", min=1)] = 1000,
@@ -31,7 +31,7 @@ def compare(
     lexibit compare ./gpt2-3bit ./gpt2 --text sentences.txt --limit 100 --json
     """
     result = checkpoint.compare(
-        folder,
+        checkpoint.find(quantized),
         checkpoint.find(model),
         checkpoint.read_texts(text, limit),
         batch_size=batch_size,
@@ -40,7 +40,7 @@ def compare(
     if json:
         print_json(asdict(result))
         return
-    shown = table(f"{folder} against {model}", "measure", "#value")
+    shown = table(f"{quantized} against {model}", "measure", "#value")
     shown.add_row("texts", str(result.texts))
     shown.add_row(f"vectors compared ({result.output})", str(result.rows))
     shown.add_row("mean cosine", f"{result.cosine:.5f}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +13,9 @@ from lexibit.cli.show import Json, console, print_json, size, table
 
 
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="A quantized folder or file.", metavar="DIR")],
+    quantized: Annotated[
+        str, typer.Argument(help="A quantized folder or file, or a hub name.", metavar="DIR")
+    ],
     against: Annotated[
         str | None,
         typer.Option(help="The float model it was made from: adds each weight's error."),
@@ -31,6 +32,7 @@ def inspect(
 
     lexibit inspect ./minilm-4bit --against sentence-transformers/all-MiniLM-L6-v2 --json
     """
+    folder = checkpoint.find(quantized)
     contents = checkpoint.inspect(folder)
     errors = {}
     if against is not None:
@@ -44,7 +46,7 @@ def inspect(
         print_json(document)
         return
     columns = ["weight", "#shape", "scheme", "#bits", "#group", "levels", "#bytes", "#bits/weight"]
-    shown = table(str(folder), *columns, *(["#rel. error", "#largest"] if errors else []))
+    shown = table(quantized, *columns, *(["#rel. error", "#largest"] if errors else []))
     for name, spec in contents.weights.items():
         row = [
             escape(name),

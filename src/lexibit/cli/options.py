@@ -31,7 +31,7 @@ def _config(
         str,
         typer.Option(
             help="Which weights share levels: matrix, row, rows:N (blocks of N rows), blocks:N "
-            "(N blocks of rows), columns:N (runs of N columns in a row)."
+            "(at most N blocks of rows), columns:N (runs of N columns in a row)."
         ),
     ] = "matrix",
     option: Annotated[

@@ -28,7 +28,7 @@ def plan(model: Model, config: LexibitConfig, json: Json = False) -> None:
 
     lexibit plan ./my-bert --bits 3 --rule '*embeddings* bits=4 groups=row' --json
     """
-    made = checkpoint.plan(checkpoint.find(model), config)
+    made = checkpoint.plan(checkpoint.find(model, weights=False), config)
     if json:
         print_json(made.to_dict())
         return

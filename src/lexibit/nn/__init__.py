@@ -54,8 +54,19 @@ def _quantized_class(cls: type[nn.Module]) -> type[nn.Module]:
     layers = (ours for theirs, ours in _LAYERS.items() if issubclass(cls, theirs))
     base: type[Quantized] = next(layers, Quantized)
     # behind the subclass, so that its forward comes first and its super() is ours
-    made: Any = type(f"Quantized{cls.__name__}", (cls, base), {"__module__": cls.__module__})
+    body = {"__module__": cls.__module__, "__reduce_ex__": _reduce}
+    made: Any = type(f"Quantized{cls.__name__}", (cls, base), body)
     return cast(type[nn.Module], made)
+
+
+def _reduce(module: nn.Module, protocol: int) -> tuple[Any, ...]:
+    """Pickle and copy a module whose class was made here, and stands in no file, by its float class."""
+    return _blank, (_float_class(type(module)),), module.__dict__
+
+
+def _blank(cls: type[nn.Module]) -> nn.Module:
+    made = _quantized_class(cls)  # type: ignore[arg-type]
+    return made.__new__(made)
 
 
 def _float_class(cls: type[nn.Module]) -> type[nn.Module]:

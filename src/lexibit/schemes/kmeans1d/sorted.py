@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -94,11 +95,15 @@ class Sorted:
             found: Floats = self.table[:, group, at]
             return found
         sums = np.empty((3, len(at)))
-        for s in range(0, len(at), CHUNK):
-            part = slice(s, s + CHUNK)
+        # a group at a time, as the sums of one may drown those of another
+        cuts = np.flatnonzero(np.diff(group, prepend=-1, append=-1))
+        parts = [
+            slice(s, min(s + CHUNK, end)) for begin, end in pairwise(cuts) for s in range(begin, end, CHUNK)
+        ]
+        for part in parts:
             g, p = group[part], at[part]
             # neighbours go on from each other's sums
-            start = np.flatnonzero((np.diff(p, prepend=-2) != 1) | (np.diff(g, prepend=-1) != 0))
+            start = np.flatnonzero(np.diff(p, prepend=-2) != 1)
             index = np.minimum(p, self.size - 1)
             x = (self.x[g, index] - self.centre[g])[None, :, None]
             each = _moments(x, None if self.w is None else self.w[g, index][None, :, None])[:, 0]
