@@ -96,7 +96,7 @@ class LexibitConfig(QuantizationConfigMixin):
         given = unrecognised.pop("quant_method", METHOD)
         if given != METHOD:
             raise LexibitError(f"quant_method is {given!r}: this is a {METHOD!r} configuration")
-        known = [name for name in self.__init__.__annotations__ if name != "unrecognised"]  # type: ignore[misc]
+        known = [name for name in self.__init__.__annotations__ if name not in ("unrecognised", "return")]  # type: ignore[misc]
         for name in unrecognised:
             raise unknown("option of LexibitConfig", name, known)
         for name, value in (

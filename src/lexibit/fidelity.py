@@ -116,6 +116,11 @@ def output_fidelity(
             clock[which] += time.perf_counter() - start
             kind, vectors = _vectors(out, batch["attention_mask"].bool())
             outputs.append(vectors.float())
+        if outputs[0].shape != outputs[1].shape:
+            raise LexibitError(
+                f"the models' outputs differ in shape, {list(outputs[0].shape[1:])} and "
+                f"{list(outputs[1].shape[1:])}: give the model that the quantized one was made from"
+            )
         agree.append(outputs[0].argmax(-1) == outputs[1].argmax(-1))
         ours, theirs = (vectors.nan_to_num(neginf=0.0) for vectors in outputs)
         cosines.append(F.cosine_similarity(ours, theirs, dim=-1))

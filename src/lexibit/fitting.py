@@ -136,7 +136,7 @@ class Quantizing:
             future = self._pool.submit(self._quantize, planned, weight)
             self._futures.append((planned, future))
         except BaseException:
-            self.close()
+            self.close(wait=False)
             raise
 
     def _quantize(self, planned: PlannedWeight, weight: Tensor) -> CodebookWeight:
@@ -151,13 +151,16 @@ class Quantizing:
             LexibitError: what one of them raised.
         """
         try:
-            return [(planned, future.result()) for planned, future in self._futures]
-        finally:
-            self.close()
+            done = [(planned, future.result()) for planned, future in self._futures]
+        except BaseException:
+            self.close(wait=False)
+            raise
+        self.close()
+        return done
 
-    def close(self) -> None:
-        """Drop what has not begun, wait for what has."""
-        self._pool.shutdown(cancel_futures=True)
+    def close(self, wait: bool = True) -> None:
+        """Drop what has not begun; a thread that has begun ends with its weight, waited for or not."""
+        self._pool.shutdown(wait=wait, cancel_futures=True)
         self._bar.stop()
 
 

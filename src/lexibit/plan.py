@@ -133,7 +133,7 @@ class KeptParameter:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """All parameters of a model, each storage once: those to quantize and those kept."""
 
@@ -193,6 +193,12 @@ class Plan:
             weights.append(PlannedWeight(uses, recipe, spec, nbytes))
         chooser.check_patterns(names)
         return cls(weights, kept)
+
+    def __repr__(self) -> str:
+        return (
+            f"Plan({len(self.weights)} weights quantized, {len(self.kept)} parameters kept, "
+            f"{self.bytes_before} -> {self.bytes_after} bytes)"
+        )
 
     @property
     def bytes_before(self) -> int:

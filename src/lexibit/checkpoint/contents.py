@@ -18,6 +18,8 @@ from lexibit.fidelity import OutputFidelity, WeightError, output_fidelity, weigh
 from lexibit.nn import codebooks
 from lexibit.weight import CodebookWeight, WeightSpec
 
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.spm", "merges.txt")
+
 
 @dataclass(frozen=True)
 class Contents:
@@ -98,6 +100,9 @@ def compare(
         if not path.is_dir():
             raise LexibitError(f"{path}: no such folder; outputs need a model's config.json")
     quantized, floats = load_quantized(folder), load_float(original)
+    # without its files transformers makes up a tokenizer that knows no words
+    if not any(next(original.glob(files), None) for files in _TOKENIZER_FILES):
+        raise LexibitError(f"{original}: no tokenizer in it: copy the model's tokenizer files there")
     try:
         tokenizer = AutoTokenizer.from_pretrained(original)
     except (OSError, ValueError) as error:

@@ -111,6 +111,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         staged.chmod(0o777 & ~_umask())
         yield staged
         for path in staged.rglob("*"):
+            if path.is_file():
+                path.chmod(0o666 & ~_umask())
             sync(path)
         os.replace(staged, out)
         sync(out.parent)

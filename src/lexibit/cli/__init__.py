@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -15,6 +16,8 @@ from lexibit.cli.plan import plan
 from lexibit.cli.quantize import quantize
 from lexibit.cli.show import errors
 from lexibit.errors import LexibitError
+
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="lexibit",
@@ -36,6 +39,10 @@ def main() -> None:
     except (LexibitError, OSError) as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != _INTERRUPTED:
+            raise
         errors.print("interrupted: nothing was left half-written")
-        sys.exit(130)
+        sys.stdout.flush()
+        # a thread may be in the middle of a large weight: do not wait for it
+        os._exit(_INTERRUPTED)

