@@ -122,8 +122,8 @@ class LexibitHfQuantizer(HfQuantizer):
     def arrived(self, name: str, value: Tensor) -> None:
         """Take a float weight from the checkpoint.
 
-        Raises:
-            LexibitError: a second name of a tied weight arrives with other values than the first.
+        What is wrong with it (another shape than planned, or other values under a second name of a tied
+        weight) is kept, and raised when all have arrived: transformers would swallow it here.
         """
         planned = self._planned[name]
         assert self._quantizing is not None

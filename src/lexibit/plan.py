@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from math import prod
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from lexibit.config import LexibitConfig, Recipe
 from lexibit.errors import LexibitError
 from lexibit.groups import Groups
-from lexibit.weight import CodebookWeight, WeightSpec
+from lexibit.weight import CodebookWeight, WeightSpec, bits_per_weight
 
 # Modules that turn hidden states into a task's answer, by the names that transformers gives them.
 HEADS = frozenset(
@@ -236,8 +235,7 @@ class Plan:
     @property
     def bits_per_weight(self) -> float:
         """Stored bits of the quantized weights divided by their number."""
-        count = sum(prod(weight.spec.shape) for weight in self.weights)
-        return 8 * sum(weight.bytes_after for weight in self.weights) / max(count, 1)
+        return bits_per_weight(weight.spec for weight in self.weights)
 
     @property
     def covered(self) -> float:

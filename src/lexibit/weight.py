@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -62,11 +63,17 @@ class WeightSpec:
     @property
     def bits_per_weight(self) -> float:
         """Stored bits divided by weights; 0 for an empty weight."""
-        return 8 * self.nbytes / max(prod(self.shape), 1)
+        return bits_per_weight([self])
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON values."""
         return asdict(self) | {"form": self.form.value}
+
+
+def bits_per_weight(specs: Iterable[WeightSpec]) -> float:
+    """Stored bits of some weights, codes and levels, divided by their number; 0 if there are none."""
+    specs = list(specs)
+    return 8 * sum(spec.nbytes for spec in specs) / max(sum(prod(spec.shape) for spec in specs), 1)
 
 
 class CodebookWeight(nn.Module):

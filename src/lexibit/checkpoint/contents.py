@@ -16,7 +16,7 @@ from lexibit.checkpoint.source import load_float, load_quantized, weight_files
 from lexibit.errors import LexibitError
 from lexibit.fidelity import OutputFidelity, WeightError, output_fidelity, weight_errors
 from lexibit.nn import codebooks
-from lexibit.weight import CodebookWeight, WeightSpec
+from lexibit.weight import CodebookWeight, WeightSpec, bits_per_weight
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.spm", "merges.txt")
 
@@ -38,8 +38,7 @@ class Contents:
     @property
     def bits_per_weight(self) -> float:
         """Stored bits of the weights in codes divided by their number."""
-        count = sum(prod(spec.shape) for spec in self.weights.values())
-        return 8 * sum(spec.nbytes for spec in self.weights.values()) / max(count, 1)
+        return bits_per_weight(self.weights.values())
 
     @property
     def file_bits_per_parameter(self) -> float:
