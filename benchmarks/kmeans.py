@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from lexibit.schemes import kmeans1d
+from lexibit.schemes.line.codes import nearest
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Method = Callable[[Array, int], tuple[Array, Array]]
@@ -28,17 +29,17 @@ Method = Callable[[Array, int], tuple[Array, Array]]
 
 def exact(x: Array, k: int, weights: Array | None = None) -> tuple[Array, Array]:
     levels = kmeans1d.optimal(x, k, weights)
-    return levels, kmeans1d.nearest(x, levels)
+    return levels, nearest(x, levels)
 
 
 def companding(x: Array, k: int) -> tuple[Array, Array]:
     levels = kmeans1d.companding(x, k, 20)
-    return levels, kmeans1d.nearest(x, levels)
+    return levels, nearest(x, levels)
 
 
 def paper(x: Array, k: int) -> tuple[Array, Array]:
     levels = kmeans1d.plusplus(x, k, 3, np.random.default_rng(0))
-    return levels, kmeans1d.nearest(x, levels)
+    return levels, nearest(x, levels)
 
 
 def flash(x: Array, k: int) -> tuple[Array, Array]:
@@ -66,7 +67,7 @@ def squared_error(x: Array, levels: Array) -> float:
     """Squared error of x [G, S] with the nearest of the levels [G, k], in any order."""
     total = 0.0
     for row, level in zip(x, np.sort(levels, axis=1), strict=True):
-        codes = kmeans1d.nearest(row[None], level[None])[0]
+        codes = nearest(row[None], level[None])[0]
         total += float(np.square(row - level[codes]).sum())
     return total
 

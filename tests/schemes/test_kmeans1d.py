@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lexibit.schemes import kmeans1d
+from lexibit.schemes.line.codes import nearest
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -38,7 +39,7 @@ def quadratic(x: Array, k: int, w: Array | None = None) -> float:
 
 def error(x: Array, levels: Array, w: Array | None = None) -> float:
     """Squared error of x [S] coded with the nearest of the levels [k]."""
-    codes = kmeans1d.nearest(x[None], levels[None])[0]
+    codes = nearest(x[None], levels[None])[0]
     squares = (x.astype(np.longdouble) - levels[codes]) ** 2
     return float((squares if w is None or not w.any() else squares * w).sum())
 
@@ -291,7 +292,7 @@ def test_nearest(shape: tuple[int, int], k: int) -> None:
     rng = np.random.default_rng(k)
     x = rng.standard_normal(shape).astype(np.float32)
     levels = np.sort(rng.standard_normal((shape[0], k)), axis=1)
-    codes = kmeans1d.nearest(x, levels)
+    codes = nearest(x, levels)
     assert codes.dtype == np.uint8
     for g in range(shape[0]):
         limits = (levels[g, 1:] + levels[g, :-1]) / 2

@@ -12,6 +12,7 @@ from torch import Tensor
 from lexibit.errors import LexibitError, unknown
 from lexibit.schemes import kmeans1d
 from lexibit.schemes.base import Scheme
+from lexibit.schemes.line.codes import nearest
 
 # Where the exact optimum takes moments; above, it takes seconds a matrix and gains next to nothing.
 _MOST_EXACT_BITS = 4
@@ -73,5 +74,5 @@ class KMeans(Scheme):
             else:
                 rng = np.random.default_rng(seed)
                 levels = kmeans1d.plusplus(x, k, iterations, rng, weights)
-        codes = kmeans1d.nearest(x, levels)
+        codes = nearest(x, levels)
         return torch.from_numpy(levels.astype(np.float32)), torch.from_numpy(codes)

@@ -1,7 +1,7 @@
 """Exact one-dimensional k-means for many groups of numbers at once.
 
 The optimal clusters of numbers on a line are intervals of the sorted numbers, so a partition is
-k - 1 *boundaries* (positions in the sorted group, file `sorted`).  Trying all of them with dynamic
+k - 1 *boundaries* (positions in the sorted group, package `line`).  Trying all of them with dynamic
 programming is quadratic; this package narrows the boundaries down first, and never drops one that
 an optimal partition could use:
 
@@ -20,22 +20,17 @@ the optimum its last digits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from lexibit.schemes.kmeans1d.lloyd import centroids_of, compand, lloyd, spread
 from lexibit.schemes.kmeans1d.program import best_cuts
-from lexibit.schemes.kmeans1d.sorted import CHUNK, Floats, Singles, Sorted, between, floor32, means, midpoints
 from lexibit.schemes.kmeans1d.windows import windows
+from lexibit.schemes.line.codes import Floats, Singles, midpoints
+from lexibit.schemes.line.sorted import Sorted, between, by_chunks, means
 
-__all__ = ["companding", "nearest", "optimal", "plusplus"]
+__all__ = ["companding", "optimal", "plusplus"]
 
-Codes = NDArray[np.uint8]
-
-_GROUPS = 1 << 18  # values of short groups that are sorted and solved together
 _PAIRS = 1 << 17  # pairs of grid positions, over groups, that are looked at together
 
 
@@ -107,35 +102,6 @@ def plusplus(
     return _by_chunks(values, k, weights, solve)
 
 
-def nearest(values: Singles, levels: NDArray[Any]) -> Codes:
-    """Index uint8 [G, S] of the level nearest to each value; levels [G, k] ascend, k <= 256.
-
-    A value halfway between two levels takes the lower one.
-    """
-    values = np.ascontiguousarray(values, dtype=np.float32)
-    limits = floor32(midpoints(np.asarray(levels, dtype=np.float64)))
-    codes = np.zeros(values.shape, dtype=np.uint8)
-    groups, size = values.shape
-    rows = max(1, CHUNK // max(size, 1))
-    for g in range(0, groups, rows):
-        for s in range(0, size, CHUNK):
-            part = (slice(g, g + rows), slice(s, s + CHUNK))
-            _code(values[part], limits[g : g + rows], codes[part])
-    return codes
-
-
-def _code(values: Singles, limits: Singles, codes: Codes) -> None:
-    """Write the number of limits [g, k - 1] below each value [g, s] into codes [g, s]."""
-    if limits.shape[1] < 32:  # comparing with all of them is a few vector instructions each
-        for limit in limits.T:
-            codes += values > limit[:, None]
-    else:
-        found = torch.searchsorted(
-            torch.from_numpy(limits), torch.from_numpy(np.ascontiguousarray(values)), out_int32=True
-        )
-        codes[...] = found.numpy()
-
-
 def _by_chunks(
     values: Singles, k: int, weights: Singles | None, solve: Callable[[Sorted, int], Floats]
 ) -> Floats:
@@ -145,16 +111,13 @@ def _by_chunks(
     levels = np.zeros((groups, k))
     if size == 0:
         return levels
-    step = max(1, _GROUPS // size)
-    for g in range(0, groups, step):
-        part = slice(g, g + step)
-        data = Sorted.of(values[part], None if weights is None else weights[part])
+    for part, data in by_chunks(values, weights):
         many = data.distinct(k)
         for row in np.flatnonzero(~many):
             found = np.unique(data.x[row]).astype(np.float64)
-            levels[g + row, : len(found)] = found
-            levels[g + row, len(found) :] = found[-1]
+            levels[part][row, : len(found)] = found
+            levels[part][row, len(found) :] = found[-1]
         if many.any():
             some = np.flatnonzero(many)
-            levels[g + some] = solve(data.pick(some), k)
+            levels[part][some] = solve(data.pick(some), k)
     return levels

@@ -6,16 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lexibit.schemes.kmeans1d.sorted import (
-    Floats,
-    Ints,
-    Sorted,
-    between,
-    errors,
-    means,
-    midpoints,
-    search_rows,
-)
+from lexibit.schemes.line.codes import Floats, Ints, midpoints
+from lexibit.schemes.line.sorted import Sorted, between, errors, means, search_rows
 
 
 def lloyd(data: Sorted, cuts: Ints, steps: int) -> tuple[Ints, Floats]:

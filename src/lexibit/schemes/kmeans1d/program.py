@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lexibit.schemes.kmeans1d.sorted import Floats, Ints, Sorted
+from lexibit.schemes.line.codes import Floats, Ints
+from lexibit.schemes.line.sorted import Sorted
 
 
 def best_cuts(data: Sorted, low: Ints, high: Ints) -> Ints:

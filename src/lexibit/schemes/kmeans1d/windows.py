@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lexibit.schemes.kmeans1d.lloyd import compand, lloyd
-from lexibit.schemes.kmeans1d.sorted import Floats, Ints, Sorted, between, errors, means
+from lexibit.schemes.line.codes import Floats, Ints
+from lexibit.schemes.line.sorted import Sorted, between, errors, means
 
 _CELLS = 8  # cells a cluster in the first grid
 _NARROW = 1500  # positions a window, on average, from which the exact program takes over

@@ -1,21 +1,22 @@
-"""Sorted groups of numbers, with the sums and look-ups that every step of the solver needs."""
+"""Sorted groups of numbers, with the sums and look-ups that every search for levels needs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Singles = NDArray[np.float32]
-Ints = NDArray[np.int64]
+from lexibit.schemes.line.codes import CHUNK, Floats, Ints, Singles, floor32
 
-CHUNK = 1 << 16  # values converted at a time, so that no long temporary array is made
 _BLOCK = 64  # values per stored prefix sum in long groups; a look-up sums part of one block
 _SHORT = 8192  # groups up to this length store a prefix sum for every value
+_GROUPS = 1 << 18  # values of short groups that are sorted and worked on together
+_FEW = 8  # groups up to which a search in each is a call of its own
 
 
 @dataclass
@@ -124,6 +125,10 @@ class Sorted:
         # float64 limits would convert the whole table
         return search_rows(self.x, floor32(limits) if right else -floor32(-limits), right)
 
+    def parts(self, limits: Singles) -> Floats:
+        """Sums [3, G, m + 1] of the values between limits [G, m], which are absolute (file `codes`)."""
+        return between(self.sums(self.ends(search_rows(self.x, limits, right=True))))
+
     def ends(self, cuts: Ints) -> Ints:
         """The k - 1 inner boundaries [G, k - 1] with the two outer ones [G, k + 1]."""
         ends = np.empty((len(cuts), cuts.shape[1] + 2), dtype=np.int64)
@@ -140,24 +145,23 @@ class Sorted:
         return np.where(inside, np.where(at - left <= right - at, left, right), at)
 
 
+def by_chunks(values: Singles, weights: Singles | None) -> Iterator[tuple[slice, Sorted]]:
+    """The groups of values [G, S], S > 0, sorted a few at a time: which groups, and these."""
+    groups, size = values.shape
+    step = max(1, _GROUPS // size)
+    for g in range(0, groups, step):
+        part = slice(g, g + step)
+        yield part, Sorted.of(values[part], None if weights is None else weights[part])
+
+
 def search_rows(table: NDArray[Any], limits: NDArray[Any], right: bool = False) -> Ints:
     """np.searchsorted of the limits [G, m] in each ascending row of the table [G, n]."""
     side: Literal["left", "right"] = "right" if right else "left"
-    # a call a row: no more work than a batched one, and no threads to wait for
-    found: Ints = np.stack([np.searchsorted(*row, side) for row in zip(table, limits, strict=True)])
+    if len(table) <= _FEW:  # a call a row: no threads to wait for
+        return np.stack([np.searchsorted(*row, side) for row in zip(table, limits, strict=True)])
+    rows = torch.from_numpy(np.ascontiguousarray(table))
+    found: Ints = torch.searchsorted(rows, torch.from_numpy(np.ascontiguousarray(limits)), side=side).numpy()
     return found
-
-
-def floor32(x: NDArray[Any]) -> Singles:
-    """The largest float32 not above each float64."""
-    near = x.astype(np.float32)
-    return np.where(near > x, np.nextafter(near, np.float32(-np.inf)), near)
-
-
-def midpoints(levels: Floats) -> Floats:
-    """Thresholds [G, k - 1] between levels [G, k]."""
-    middle: Floats = levels[:, 1:] / 2 + levels[:, :-1] / 2
-    return middle
 
 
 def between(sums: Floats) -> Floats:
