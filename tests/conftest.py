@@ -12,7 +12,7 @@ from hypothesis import settings
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from lexibit import CodebookWeight
-from lexibit.groups import Groups
+from lexibit.groups import Groups, matrix_shape
 from lexibit.levels import LevelForm
 from lexibit.weight import WeightSpec
 
@@ -157,12 +157,23 @@ def random_weight():
         dtype=torch.float32,
         levels_dtype="float32",
         seed=0,
+        extra=(0, 0),
+        mask=False,
     ):
-        block = Groups.parse(groups, shape).block
-        spec = WeightSpec(shape, bits, block, LevelForm(form), levels_dtype, "float32", "random")
+        rows, columns = matrix_shape(shape)
+        block = Groups.parse(groups, (rows + extra[0], columns + extra[1])).block
+        form = LevelForm(form)
+        spec = WeightSpec(shape, bits, block, form, levels_dtype, "float32", "random", extra, mask)
         generator = torch.Generator().manual_seed(seed)
-        codes = torch.randint(0, 2**bits, shape, generator=generator, dtype=torch.uint8)
+        codes = torch.randint(
+            0, 2**bits, (spec.groups.rows, spec.groups.columns), generator=generator, dtype=torch.uint8
+        )
         levels = torch.randn(spec.levels_shape, generator=generator).to(getattr(torch, levels_dtype))
-        return CodebookWeight.from_codes(spec, codes, levels.to(dtype))
+        own = rows if extra[0] else columns
+        origins = torch.randint(0, max(own, 1), (sum(extra),), generator=generator, dtype=torch.int32)
+        zero = torch.rand(shape, generator=generator) < 0.3
+        return CodebookWeight.from_codes(
+            spec, codes, levels.to(dtype), origins if any(extra) else None, zero if mask else None
+        )
 
     return make

@@ -160,7 +160,7 @@ def test_plan_as_json_is_the_plan_and_adds_up(run_json, float_folder):
     for weight in plan["weights"]:
         rows, columns = weight["shape"]
         groups = rows * -(-columns // 7)
-        assert weight["bytes_after"] == -(-rows * columns * 3 // 8) + groups * 2 * 4
+        assert weight["bytes_after"] == -(-rows * columns * 3 // 8) + groups * 4
 
 
 def test_plan_works_without_the_weights_and_leaves_the_folder_alone(run_json, float_folder):

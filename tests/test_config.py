@@ -99,6 +99,7 @@ FULL = {
     "groups": "rows:6",
     "options": {"init": "k-means++", "iterations": 5},
     "levels_dtype": "float16",
+    "importance": "E=0.5,C=0.999",
     "embeddings": False,
     "heads": True,
     "include": ["*.query"],

@@ -82,7 +82,7 @@ def test_an_importance_that_is_negative_or_not_finite_is_refused(bad: float) -> 
 
 
 def test_an_importance_is_refused_by_a_scheme_that_does_not_weigh() -> None:
-    with pytest.raises(LexibitError, match=r"'lq' does not use importances \(w\)"):
+    with pytest.raises(LexibitError, match=r"w: scheme 'lq' does not use importances.*binary, kmeans, linear, mse"):
         quantize_tensor(matrix(), Recipe("lq"), importance=torch.ones(6, 11), name="w")
 
 
@@ -107,14 +107,13 @@ def test_an_importance_goes_with_its_weight_into_every_group(groups: str) -> Non
 
 
 @pytest.mark.parametrize("recipe", [RECIPES[0], RECIPES[2]], ids=str)
-@pytest.mark.parametrize("value", [0.0, 1.0, 7.0])
-def test_equal_importances_change_little_or_nothing(recipe: Recipe, value: float) -> None:
+@pytest.mark.parametrize("value", [1e-30, 1.0, 7.0])
+def test_equal_importances_change_nothing(recipe: Recipe, value: float) -> None:
     w = matrix()
     weighted = quantize_tensor(w, recipe, importance=torch.full_like(w, value))
     plain = quantize_tensor(w, recipe)
     assert torch.equal(weighted.codes, plain.codes)
-    if value:
-        torch.testing.assert_close(weighted.levels, plain.levels)
+    torch.testing.assert_close(weighted.levels, plain.levels)
 
 
 # dtypes and memory -----------------------------------------------------------------------------

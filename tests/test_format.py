@@ -19,14 +19,20 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from lexibit import CodebookWeight, FormatError, LexibitError, Recipe, format, quantize_tensor
+from lexibit.groups import Groups
 from lexibit.levels import LevelForm
-from lexibit.plan import spec_of
 from lexibit.weight import WeightSpec
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "format.schema.json"
-WIDTH = {"table": lambda bits: 2**bits, "uniform": lambda bits: 2, "binary": lambda bits: bits}
+GOLDEN = Path(__file__).parent / "golden"
+WIDTH = {
+    "table": lambda bits: 2**bits,
+    "symmetric": lambda bits: 1,
+    "uniform": lambda bits: 2,
+    "binary": lambda bits: bits,
+}
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
-FIELDS = ["shape", "bits", "block", "form", "levels_dtype", "dtype", "scheme"]
+FIELDS = ["shape", "bits", "block", "form", "levels_dtype", "dtype", "scheme", "extra", "mask"]
 
 
 # a decoder of its own --------------------------------------------------------------------------------
@@ -59,9 +65,10 @@ def decode_by_hand(path, name):
     """One weight as numpy, every value looked up on its own."""
     header, body = read_raw(path)
     record = json.loads(header["__metadata__"]["lexibit"])["weights"][name]
-    part = {key: body[slice(*header[key]["data_offsets"])] for key in (name, name + "_levels")}
-    shape, bits, block = record["shape"], record["bits"], record["block"]
-    codes = raw_codes(part[name], bits, (prod(shape[:-1]), shape[-1]))
+    part = {key: body[slice(*header[key]["data_offsets"])] for key in header if key.startswith(name)}
+    shape, bits, block, extra = record["shape"], record["bits"], record["block"], record["extra"]
+    rows, columns = prod(shape[:-1]), shape[-1]
+    codes = raw_codes(part[name], bits, (rows + extra[0], columns + extra[1]))
     levels = raw_levels(
         header[name + "_levels"]["dtype"], part[name + "_levels"], header[name + "_levels"]["shape"]
     ).astype(record["dtype"])
@@ -71,6 +78,8 @@ def decode_by_hand(path, name):
         mine = levels[row // block[0] * runs + column // block[1]]
         if record["form"] == "table":
             out[row, column] = mine[code]
+        elif record["form"] == "symmetric":
+            out[row, column] = mine[0] * mine.dtype.type(int(code) - 2 ** (bits - 1))
         elif record["form"] == "uniform":
             out[row, column] = mine[0] * (mine.dtype.type(code) + mine[1])
         else:
@@ -78,6 +87,16 @@ def decode_by_hand(path, name):
             for plane in range(bits):
                 value = value + (mine[plane] if code >> plane & 1 else -mine[plane])
             out[row, column] = value
+    if any(extra):
+        for number, origin in enumerate(np.frombuffer(part[name + "_origins"], "<i4")):
+            if extra[0]:
+                out[origin] += out[rows + number]
+            else:
+                out[:, origin] += out[:, columns + number]
+        out = out[:rows, :columns]
+    if record["mask"]:
+        bits_set = np.unpackbits(np.frombuffer(part[name + "_mask"], np.uint8), bitorder="little")
+        out = np.where(bits_set[: rows * columns].reshape(rows, columns), 0, out)
     return out.reshape(shape)
 
 
@@ -91,19 +110,34 @@ GROUPS = st.one_of(
 
 @st.composite
 def weights(draw, dtypes=("float32", "float64")):
-    """A weight of any form with random codes and levels, and its codes one a byte."""
+    """A weight of any form with random parts, and its codes one a byte."""
     shape = tuple(draw(st.lists(st.integers(0, 9), min_size=2, max_size=4)))
+    rows, columns = prod(shape[:-1]), shape[-1]
     bits = draw(st.integers(1, 8))
-    form = LevelForm(draw(st.sampled_from(["table", "uniform", "binary"])))
-    spec = spec_of(shape, getattr(torch, draw(st.sampled_from(dtypes))), Recipe(groups=draw(GROUPS)))
+    extra = draw(st.sampled_from([(0, 0), (2, 0), (0, 1), (0, 3)])) if rows * columns else (0, 0)
     spec = WeightSpec(
-        shape, bits, spec.block, form, draw(st.sampled_from(sorted(ITEMSIZE))), spec.dtype, "toy"
+        shape,
+        bits,
+        Groups.parse(draw(GROUPS), (rows + extra[0], columns + extra[1])).block,
+        draw(st.sampled_from(list(LevelForm))),
+        draw(st.sampled_from(sorted(ITEMSIZE))),
+        draw(st.sampled_from(dtypes)),
+        "toy",
+        extra,
+        draw(st.booleans()),
     )
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
-    codes = torch.from_numpy(rng.integers(0, 2**bits, shape, dtype=np.uint8))
+    stored = (spec.groups.rows, spec.groups.columns) if any(extra) else shape
+    codes = torch.from_numpy(rng.integers(0, 2**bits, stored, dtype=np.uint8))
     levels = torch.from_numpy(rng.normal(size=spec.levels_shape))
     levels = levels.to(getattr(torch, spec.levels_dtype)).to(getattr(torch, spec.dtype))
-    return CodebookWeight.from_codes(spec, codes, levels), codes
+    origins = zero = None
+    if any(extra):
+        own = rows if extra[0] else columns
+        origins = torch.from_numpy(rng.integers(0, own, sum(extra), dtype=np.int32))
+    if spec.mask:
+        zero = torch.from_numpy(rng.integers(0, 2, shape, dtype=np.uint8)).bool()
+    return CodebookWeight.from_codes(spec, codes, levels, origins, zero), codes
 
 
 @contextmanager
@@ -113,11 +147,15 @@ def scratch_file():
 
 
 def example_tensors():
-    """Two weights in codes, the first with seven spare bits, and a bias."""
+    """Three weights in codes, the first with seven spare bits, the third with corrections, and a bias."""
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(5, 7, generator=generator)
     second = torch.randn(4, 6, generator=generator)
+    third = Recipe(
+        "ocs", 2, "row", {"ratio": 0.5, "clip": "mse", "affine": True}, importance="E=1,P=0.2,mask"
+    )
     return {
+        "third.weight": quantize_tensor(first, third),
         "first.weight": quantize_tensor(first, Recipe(scheme="linear", bits=3, groups="rows:2")),
         "second.weight": quantize_tensor(
             second, Recipe(scheme="lq", bits=4, groups="columns:4", levels_dtype="float16")
@@ -152,7 +190,8 @@ def test_what_is_written_is_read_back_bit_for_bit_and_decodes_as_specified(made)
     assert isinstance(back["m.weight"], CodebookWeight)
     assert back["m.weight"].spec == weight.spec
     assert torch.equal(back["m.weight"].unpacked_codes(), codes)
-    assert torch.equal(back["m.weight"].levels, weight.levels)
+    for part in weight.spec.parts:
+        assert torch.equal(getattr(back["m.weight"], part), getattr(weight, part))
     assert torch.equal(back["m.bias"], torch.arange(3.0))
     np.testing.assert_array_equal(back["m.weight"].decode().numpy(), by_hand)
 
@@ -177,11 +216,12 @@ def test_the_file_holds_what_the_formula_says_and_nothing_more(made):
     with scratch_file() as path:
         format.write(path, {"w": weight})
         header, body = read_raw(path)
-    rows, columns = prod(spec.shape[:-1]), spec.shape[-1]
+    rows, columns = prod(spec.shape[:-1]) + spec.extra[0], spec.shape[-1] + spec.extra[1]
     groups = ceil(rows / spec.block[0]) * ceil(columns / spec.block[1]) if rows * columns else 0
     expected = ceil(rows * columns * spec.bits / 8)
     assert header["w"] == {"dtype": "U8", "shape": [expected]} | {"data_offsets": header["w"]["data_offsets"]}
-    expected += groups * WIDTH[spec.form](spec.bits) * ITEMSIZE[spec.levels_dtype]
+    expected += groups * WIDTH[spec.form](spec.bits) * ITEMSIZE[spec.levels_dtype] + 4 * sum(spec.extra)
+    expected += ceil(prod(spec.shape) / 8) if spec.mask else 0
     assert len(body) == expected == spec.nbytes == weight.nbytes
 
 
@@ -191,7 +231,11 @@ def test_plain_safetensors_reads_the_file_with_the_documented_keys_and_dtypes(pa
         "first.weight": ("uint8", (14,)),
         "first.weight_levels": ("float32", (3, 8)),
         "second.weight": ("uint8", (12,)),
-        "second.weight_levels": ("float16", (8, 2)),
+        "second.weight_levels": ("float16", (8, 1)),
+        "third.weight": ("uint8", (14,)),
+        "third.weight_levels": ("float32", (5, 2)),
+        "third.weight_origins": ("int32", (4,)),
+        "third.weight_mask": ("uint8", (5,)),
         "first.bias": ("float32", (5,)),
     }
     with safe_open(packed, "np") as file:
@@ -199,7 +243,7 @@ def test_plain_safetensors_reads_the_file_with_the_documented_keys_and_dtypes(pa
     assert set(metadata) == {"lexibit"}
     document = json.loads(metadata["lexibit"])
     assert set(document) == {"format", "weights"}
-    assert document["format"] == 1
+    assert document["format"] == 2
     assert document["weights"]["first.weight"] == {
         "shape": [5, 7],
         "bits": 3,
@@ -208,8 +252,12 @@ def test_plain_safetensors_reads_the_file_with_the_documented_keys_and_dtypes(pa
         "levels_dtype": "float32",
         "dtype": "float32",
         "scheme": "linear",
+        "extra": [0, 0],
+        "mask": False,
     }
-    assert document["weights"]["second.weight"]["form"] == "uniform"
+    assert document["weights"]["third.weight"]["extra"] == [0, 4]
+    assert document["weights"]["third.weight"]["mask"] is True
+    assert document["weights"]["second.weight"]["form"] == "symmetric"
     assert document["weights"]["second.weight"]["block"] == [1, 4]
 
 
@@ -253,6 +301,46 @@ def test_a_plain_tensor_that_is_called_like_the_levels_is_refused_not_overwritte
             format.write(tmp_path / "clash.safetensors", tensors)
 
 
+# older versions --------------------------------------------------------------------------------------
+
+
+def golden(shape, bits, groups, form, levels_dtype, dtype):
+    """The weights in the golden files: codes and levels that count through their values."""
+    spec = WeightSpec(
+        shape, bits, Groups.parse(groups, shape).block, LevelForm(form), levels_dtype, dtype, "golden"
+    )
+    codes = (torch.arange(prod(shape)) * 7 % 2**bits).to(torch.uint8).view(shape)
+    levels = ((torch.arange(prod(spec.levels_shape)) * 5 % 11 - 5) / 8).view(spec.levels_shape)
+    return CodebookWeight.from_codes(spec, codes, levels.to(getattr(torch, dtype)))
+
+
+def test_a_file_of_version_1_is_read_as_it_was_written():
+    found = read_one(GOLDEN / "format-1.safetensors")
+    expected = {
+        "table.weight": golden((5, 7), 3, "rows:2", "table", "float32", "float32"),
+        "uniform.weight": golden((4, 6), 4, "columns:4", "uniform", "float16", "float32"),
+        "binary.weight": golden((3, 4, 5), 2, "row", "binary", "bfloat16", "bfloat16"),
+    }
+    assert set(found) == {*expected, "bias"}
+    assert torch.equal(found["bias"], torch.arange(5) / 4)
+    for name, weight in expected.items():
+        assert found[name].spec == weight.spec
+        assert torch.equal(found[name].codes, weight.codes)
+        assert torch.equal(found[name].decode(), weight.decode())
+
+
+def test_a_record_of_version_1_has_nothing_of_version_2(tmp_path):
+    path = tmp_path / "old.safetensors"
+    for changes, said in (
+        ({"extra": [0, 0]}, "extra"),
+        ({"mask": False}, "mask"),
+        ({"form": "symmetric"}, "form"),
+    ):
+        path.write_bytes((GOLDEN / "format-1.safetensors").read_bytes())
+        change_index(path, lambda document, new=changes: document["weights"]["table.weight"].update(new))
+        refused(path, "table.weight", said)
+
+
 # the schema ------------------------------------------------------------------------------------------
 
 
@@ -271,7 +359,7 @@ def document_of(path):
 
 def test_the_index_follows_the_published_schema(schema, packed):
     document = document_of(packed)
-    assert len(document["weights"]) == 2
+    assert len(document["weights"]) == 3
     schema.validate(document)
 
 
@@ -286,6 +374,8 @@ BAD_RECORDS = [
     *[({"levels_dtype": dtype}, "levels_dtype") for dtype in ("float64", "int8", 4, ["float32"])],
     *[({"dtype": dtype}, "dtype") for dtype in ("complex64", "int8", 4, ["float32"])],
     ({"scheme": 1}, "scheme"),
+    *[({"extra": extra}, "extra") for extra in ([1, 1], [0], [0, -1], [0, 1.5], [True, 0], 0, "none", {})],
+    *[({"mask": mask}, "mask") for mask in (0, 1, "yes", [], {})],
 ]
 # Records that are wrong only when one does the sums.
 UNFIT_RECORDS = [
@@ -294,6 +384,8 @@ UNFIT_RECORDS = [
     ({"block": [6, 7]}, "block"),
     ({"block": [2, 8]}, "block"),
     ({"block": [2, 3]}, "block"),
+    ({"extra": [2**40, 0]}, "extra"),
+    ({"extra": [0, 2**70]}, "extra"),
 ]
 
 
@@ -421,7 +513,7 @@ def test_levels_of_another_shape_or_dtype_are_refused(packed, levels):
     refused(packed, "first.weight_levels", str(packed), str(list(levels.shape)))
 
 
-@pytest.mark.parametrize("version", [0, 2, 1.5, "1", None, True, [1]])
+@pytest.mark.parametrize("version", [0, 3, 1.5, "1", None, True, [1]])
 def test_another_format_version_is_refused(packed, version):
     change_index(packed, lambda document: document.update(format=version))
     assert "install" in refused(packed, str(packed), "version", repr(version))
@@ -464,15 +556,15 @@ def test_an_axis_that_no_tensor_can_have_is_refused_in_an_empty_weight_too(tmp_p
 
 def test_an_index_with_weights_that_are_not_in_the_file_is_refused(packed):
     def add(document):
-        document["weights"]["third.weight"] = document["weights"]["first.weight"]
+        document["weights"]["fourth.weight"] = document["weights"]["first.weight"]
 
     change_index(packed, add)
-    refused(packed, "third.weight", "missing", str(packed.parent))
+    refused(packed, "fourth.weight", "missing", str(packed.parent))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_levels_that_are_not_finite_are_refused(packed, value):
-    change_tensors(packed, lambda tensors: tensors["second.weight_levels"][3, 1].fill_(value))
+    change_tensors(packed, lambda tensors: tensors["second.weight_levels"][3, 0].fill_(value))
     refused(packed, "second.weight", "levels")
 
 
@@ -483,6 +575,27 @@ def test_bits_set_behind_the_last_code_are_refused(packed, bit):
 
     change_tensors(packed, change)
     refused(packed, "first.weight", "last code")
+
+
+@pytest.mark.parametrize("bit", range(3, 8))
+def test_bits_set_behind_the_end_of_a_mask_are_refused(packed, bit):
+    def change(tensors):
+        tensors["third.weight_mask"][-1] |= 1 << bit  # of 8 bits of the last byte, the mask uses three
+
+    change_tensors(packed, change)
+    refused(packed, "third.weight", "mask")
+
+
+@pytest.mark.parametrize("origin", [-1, 7, 2**31 - 1])
+def test_an_origin_that_the_weight_does_not_have_is_refused(packed, origin):
+    change_tensors(packed, lambda tensors: tensors["third.weight_origins"][2].fill_(origin))
+    refused(packed, "third.weight", "origins", "0 to 6")
+
+
+@pytest.mark.parametrize("part", ["origins", "mask"])
+def test_a_missing_correction_is_refused(packed, part):
+    change_tensors(packed, lambda tensors: tensors.pop(f"third.weight_{part}"))
+    refused(packed, f"third.weight_{part}", "missing")
 
 
 def two_shards(tmp_path):

@@ -1,4 +1,4 @@
-"""The three forms of levels against their formulas, one level at a time."""
+"""The forms of levels against their formulas, one level at a time."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def numbers(form: LevelForm, bits: int, groups: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_each_form_stores_its_own_count_of_numbers(bits: int) -> None:
     assert LevelForm.TABLE.width(bits) == 2**bits
+    assert LevelForm.SYMMETRIC.width(bits) == 1
     assert LevelForm.UNIFORM.width(bits) == 2
     assert LevelForm.BINARY.width(bits) == bits
 
@@ -47,6 +48,26 @@ def test_uniform_levels_are_scale_times_code_plus_offset(bits: int) -> None:
     for group, (scale, offset) in enumerate(levels.numpy()):
         for code in range(2**bits):
             assert table[group, code].item() == scale * (np.float32(code) + offset)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_symmetric_levels_are_uniform_ones_about_zero(bits: int) -> None:
+    scale = numbers(LevelForm.SYMMETRIC, bits)
+    table = LevelForm.SYMMETRIC.expand(scale, bits)
+    offset = torch.full_like(scale, -(2 ** (bits - 1)))
+    assert torch.equal(table, LevelForm.UNIFORM.expand(torch.cat([scale, offset], 1), bits))
+    assert (table[:, 2 ** (bits - 1)] == 0).all()
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_uniform_levels_about_a_middle_are_a_special_case_of_binary_ones(bits: int) -> None:
+    # the scales step/2, step, 2 step, ... give the levels step * (code - (2^k - 1) / 2)
+    step = numbers(LevelForm.SYMMETRIC, bits).abs().double()
+    uniform = torch.cat([step, torch.full_like(step, -(2**bits - 1) / 2)], 1)
+    binary = step / 2 * 2.0 ** torch.arange(bits)
+    torch.testing.assert_close(
+        LevelForm.BINARY.expand(binary, bits), LevelForm.UNIFORM.expand(uniform, bits)
+    )
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

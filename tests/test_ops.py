@@ -18,7 +18,7 @@ Make = Callable[..., CodebookWeight]
 # bits, groups, form: every width, every shape of group, every form
 LAYOUTS = [
     (1, "matrix", "table"),
-    (2, "row", "uniform"),
+    (2, "row", "symmetric"),
     (3, "columns:5", "table"),
     (4, "rows:3", "binary"),
     (5, "columns:4", "uniform"),
@@ -28,13 +28,19 @@ LAYOUTS = [
 ]
 
 
-def layout(weight: CodebookWeight) -> tuple[list[int], int, list[int], str]:
-    spec = weight.spec
-    return list(spec.shape), spec.bits, list(spec.block), spec.form.value
+CORRECTIONS = [
+    {"extra": (0, 2)},
+    {"extra": (3, 0)},
+    {"mask": True},
+    {"extra": (0, 5), "mask": True},
+    {"extra": (1, 0), "mask": True},
+]
 
 
 def stored(weight: CodebookWeight) -> tuple[object, ...]:
-    return weight.codes, weight.levels, *layout(weight)
+    spec = weight.spec
+    layout = list(spec.shape), spec.bits, list(spec.block), spec.form.value, list(spec.extra)
+    return weight.codes, weight.levels, weight.origins, weight.mask, *layout
 
 
 def check(operator: object, *arguments: object) -> None:
@@ -75,6 +81,44 @@ def test_linear_is_a_well_formed_operator_for_any_memory(random_weight: Make, tr
 def test_embedding_is_a_well_formed_operator(random_weight: Make, bits: int, groups: str, form: str) -> None:
     weight = random_weight((7, 11), bits, groups, form)
     check(torch.ops.lexibit.embedding.default, torch.tensor([[0, 6], [3, 3]]), *stored(weight))
+
+
+@pytest.mark.parametrize("corrections", CORRECTIONS, ids=str)
+def test_all_operators_are_well_formed_for_corrected_weights(
+    random_weight: Make, corrections: dict[str, object]
+) -> None:
+    weight = random_weight((7, 11), 3, "row", "binary", **corrections)
+    x = torch.randn(2, 11, requires_grad=True)
+    check(torch.ops.lexibit.decode.default, *stored(weight))
+    check(torch.ops.lexibit.linear.default, x, torch.randn(7), *stored(weight), False)
+    check(torch.ops.lexibit.embedding.default, torch.tensor([[0, 6], [3, 3]]), *stored(weight))
+
+
+# corrections -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("corrections", CORRECTIONS, ids=str)
+@pytest.mark.parametrize(("bits", "groups", "form"), LAYOUTS)
+def test_corrected_weights_multiply_and_look_up_as_they_decode(
+    random_weight: Make, bits: int, groups: str, form: str, corrections: dict[str, object]
+) -> None:
+    weight = random_weight((7, 11), bits, groups, form, **corrections)
+    decoded, x = weight.decode(), torch.randn(3, 11)
+    assert torch.equal(weight.linear(x), F.linear(x, decoded))
+    assert torch.equal(weight.linear(x[:, :7], transposed=True), x[:, :7] @ decoded)
+    ids = torch.tensor([[0, 6], [3, 3]])
+    assert torch.equal(weight.embedding(ids), decoded[ids])
+    assert weight.embedding(torch.empty(0, 2, dtype=torch.long)).shape == (0, 2, 11)
+
+
+@pytest.mark.parametrize("corrections", CORRECTIONS, ids=str)
+def test_a_gradient_goes_through_a_corrected_weight(
+    random_weight: Make, corrections: dict[str, object]
+) -> None:
+    weight = random_weight((7, 11), 3, "row", "table", **corrections)
+    x = torch.randn(3, 11, requires_grad=True)
+    weight.linear(x).sum().backward()
+    torch.testing.assert_close(x.grad, weight.decode().sum(0).expand(3, 11))
 
 
 # decode ----------------------------------------------------------------------------------------

@@ -190,7 +190,7 @@ def test_rules_change_the_recipe_and_the_later_counts() -> None:
     assert (found["conv.weight"].spec.bits, found["conv.weight"].spec.scheme) == (3, "kmeans")
     body = found["body.weight"]
     assert (body.spec.bits, body.spec.scheme, body.spec.block) == (5, "lq", (1, 6))
-    assert (body.recipe.groups, body.spec.form.value) == ("row", "uniform")
+    assert (body.recipe.groups, body.spec.form.value) == ("row", "symmetric")
 
 
 @pytest.mark.parametrize("option", ["include", "exclude", "parameters", "rules"])
@@ -277,7 +277,7 @@ def test_the_share_covered_and_the_bits_a_weight_are_those_of_the_bytes() -> Non
     plan = planned(Small(), scheme="lq", bits=4, groups="matrix")
     assert plan.bytes_before == 4 * (188 + 53)
     assert plan.covered == pytest.approx(188 / 241)
-    stored = (27 + 15 + 10 + 24 + 18) + 5 * 2 * 4
+    stored = (27 + 15 + 10 + 24 + 18) + 5 * 4
     assert plan.bits_per_weight == pytest.approx(8 * stored / 188)
     assert plan.bytes_after == stored + 4 * 53
 

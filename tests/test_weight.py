@@ -21,7 +21,14 @@ Make = Callable[..., CodebookWeight]
 WIDTHS = range(1, 9)
 SHAPES = [(1, 1), (5, 7), (8, 16), (3, 4, 5), (2, 1, 3, 4), (0, 4), (4, 0)]
 GROUPS = ["matrix", "row", "rows:2", "blocks:3", "columns:3"]
-FORMS = ["table", "uniform", "binary"]
+FORMS = ["table", "symmetric", "uniform", "binary"]
+CORRECTIONS = [
+    {"extra": (0, 2)},
+    {"extra": (3, 0)},
+    {"mask": True},
+    {"extra": (0, 9), "mask": True},
+    {"extra": (1, 0), "mask": True},
+]
 
 
 def level(weight: CodebookWeight, group: int, code: int) -> float:
@@ -29,6 +36,8 @@ def level(weight: CodebookWeight, group: int, code: int) -> float:
     stored = weight.levels[group].double().tolist()
     if weight.spec.form is LevelForm.TABLE:
         return stored[code]
+    if weight.spec.form is LevelForm.SYMMETRIC:
+        return stored[0] * (code - 2 ** (weight.spec.bits - 1))
     if weight.spec.form is LevelForm.UNIFORM:
         return stored[0] * (code + stored[1])
     return sum(s if code >> j & 1 else -s for j, s in enumerate(stored))
@@ -37,15 +46,21 @@ def level(weight: CodebookWeight, group: int, code: int) -> float:
 def naive_decode(weight: CodebookWeight) -> torch.Tensor:
     """The weight one element at a time: bits from one big integer, groups by division."""
     shape, bits = weight.spec.shape, weight.spec.bits
-    rows, columns = prod(shape[:-1]), shape[-1]
+    own_rows, own_columns = prod(shape[:-1]), shape[-1]
+    rows, columns = own_rows + weight.spec.extra[0], own_columns + weight.spec.extra[1]
     height, width = weight.spec.block
     stream = int.from_bytes(bytes(weight.codes.tolist()), "little")
-    values = []
+    zero = 0 if weight.mask is None else int.from_bytes(bytes(weight.mask.tolist()), "little")
+    values = torch.zeros(own_rows, own_columns, dtype=torch.float64)
     for r in range(rows):
         for c in range(columns):
             code = (stream >> ((r * columns + c) * bits)) & (2**bits - 1)
-            values.append(level(weight, r // height * -(-columns // width) + c // width, code))
-    return torch.tensor(values, dtype=torch.float64).view(shape)
+            to_row = r if r < own_rows else weight.origins[r - own_rows]
+            to_column = c if c < own_columns else weight.origins[c - own_columns]
+            if not zero >> (int(to_row) * own_columns + int(to_column)) & 1:
+                group = r // height * -(-columns // width) + c // width
+                values[to_row, to_column] += level(weight, group, code)
+    return values.view(shape)
 
 
 def host(weight: CodebookWeight) -> nn.Linear:
@@ -77,6 +92,37 @@ def test_decoding_equals_decoding_one_weight_at_a_time(random_weight: Make, bits
             assert decoded.shape == weight.shape == shape
             assert decoded.dtype == weight.dtype == torch.float32
             torch.testing.assert_close(decoded.double(), naive_decode(weight), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("corrections", CORRECTIONS, ids=str)
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("form", FORMS)
+def test_extra_channels_are_added_to_their_origins_and_a_mask_makes_zeros(
+    random_weight: Make, form: str, groups: str, corrections: dict[str, object]
+) -> None:
+    for bits, shape in ((1, (5, 7)), (3, (3, 4, 5)), (8, (1, 9))):
+        weight = random_weight(shape, bits, groups, form, **corrections)
+        decoded = weight.decode()
+        assert decoded.shape == weight.shape == shape
+        assert decoded.is_contiguous()
+        torch.testing.assert_close(decoded.double(), naive_decode(weight), rtol=1e-5, atol=1e-5)
+        if "mask" in corrections:
+            assert (decoded == 0).any()
+
+
+@pytest.mark.parametrize("corrections", CORRECTIONS, ids=str)
+def test_the_bytes_of_corrections_count(random_weight: Make, corrections: dict[str, object]) -> None:
+    weight = random_weight((5, 7), 3, "row", "binary", **corrections)
+    extra = corrections.get("extra", (0, 0))
+    stored = weight.tensors("w")
+    assert stored.keys() - {"w", "w_levels"} == {f"w_{name}" for name in ("origins", "mask")} - (
+        set() if any(extra) and "mask" in corrections else {"w_mask"} if any(extra) else {"w_origins"}
+    )
+    codes = -(-(5 + extra[0]) * (7 + extra[1]) * 3 // 8)
+    size = codes + 4 * 3 * (5 + extra[0]) + 4 * sum(extra) + (5 if "mask" in corrections else 0)
+    assert weight.nbytes == size
+    assert weight.bits_per_weight == pytest.approx(8 * size / 35)
+    assert sum(t.numel() * t.element_size() for t in stored.values()) == size
 
 
 def test_decoding_gives_a_new_tensor_at_every_call(random_weight: Make) -> None:
@@ -118,12 +164,26 @@ def test_a_weight_without_elements_takes_no_bytes(random_weight: Make) -> None:
 
 def test_codes_or_levels_of_a_wrong_shape_or_dtype_are_refused(random_weight: Make) -> None:
     good = random_weight((5, 7))
-    with pytest.raises(LexibitError, match=r"codes are torch\.uint8 \[13\], must be uint8 \[14\]"):
+    with pytest.raises(LexibitError, match=r"codes are torch\.uint8 \[13\], must be torch\.uint8 \[14\]"):
         CodebookWeight(good.spec, good.codes[:-1], good.levels)
     with pytest.raises(LexibitError, match=r"codes are torch\.int8"):
         CodebookWeight(good.spec, good.codes.view(torch.int8), good.levels)
-    with pytest.raises(LexibitError, match=r"levels are \[1, 4\], must be \[1, 8\]"):
+    with pytest.raises(LexibitError, match=r"levels are .*\[1, 4\], must be .*\[1, 8\]"):
         CodebookWeight(good.spec, good.codes, good.levels[:, :4])
+
+
+def test_a_correction_that_is_missing_or_has_no_place_is_refused(random_weight: Make) -> None:
+    plain, corrected = random_weight((5, 7)), random_weight((5, 7), extra=(0, 2), mask=True)
+    with pytest.raises(LexibitError, match="origins are missing"):
+        CodebookWeight(corrected.spec, corrected.codes, corrected.levels, mask=corrected.mask)
+    with pytest.raises(LexibitError, match="mask are missing"):
+        CodebookWeight(corrected.spec, corrected.codes, corrected.levels, corrected.origins)
+    with pytest.raises(LexibitError, match="origins have no place"):
+        CodebookWeight(plain.spec, plain.codes, plain.levels, corrected.origins)
+    with pytest.raises(LexibitError, match=r"origins are torch\.int64"):
+        CodebookWeight(
+            corrected.spec, corrected.codes, corrected.levels, corrected.origins.long(), corrected.mask
+        )
 
 
 def test_a_record_is_plain_json(random_weight: Make) -> None:
@@ -137,10 +197,11 @@ def test_a_record_is_plain_json(random_weight: Make) -> None:
         "levels_dtype": "float32",
         "dtype": "float32",
         "scheme": "random",
+        "extra": [0, 0],
+        "mask": False,
     }
-    again = WeightSpec(
-        **record | {"shape": tuple(record["shape"]), "block": tuple(record["block"])} | {"form": spec.form}
-    )
+    tuples = {field: tuple(record[field]) for field in ("shape", "block", "extra")}
+    again = WeightSpec(**record | tuples | {"form": spec.form})
     assert again == spec
 
 
@@ -163,9 +224,12 @@ def test_in_a_state_dict_the_codes_have_the_weights_own_key(random_weight: Make)
     assert torch.equal(state["0.weight_levels"], weight.levels)
 
 
-def test_a_state_dict_is_loaded_into_a_model_quantized_the_same_way(random_weight: Make) -> None:
-    source = nn.Sequential(host(random_weight((5, 7), seed=1)), nn.ReLU())
-    target = nn.Sequential(host(random_weight((5, 7), seed=2)), nn.ReLU())
+@pytest.mark.parametrize("corrections", [{}, *CORRECTIONS], ids=str)
+def test_a_state_dict_is_loaded_into_a_model_quantized_the_same_way(
+    random_weight: Make, corrections: dict[str, object]
+) -> None:
+    source = nn.Sequential(host(random_weight((5, 7), seed=1, **corrections)), nn.ReLU())
+    target = nn.Sequential(host(random_weight((5, 7), seed=2, **corrections)), nn.ReLU())
     assert not torch.equal(source[0].weight, target[0].weight)
     result = target.load_state_dict(source.state_dict())
     assert (result.missing_keys, result.unexpected_keys) == ([], [])

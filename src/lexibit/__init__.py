@@ -1,5 +1,6 @@
 """lexibit: pre-trained language models in one to eight bits."""
 
+from lexibit import importance
 from lexibit.checkpoint import load, save
 from lexibit.config import LexibitConfig, Recipe
 from lexibit.errors import FormatError, LexibitError
@@ -20,6 +21,7 @@ __all__ = [
     "Plan",
     "Recipe",
     "dequantize",
+    "importance",
     "load",
     "quantize",
     "quantize_tensor",

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lexibit import schemes
+from lexibit import importance, schemes
 from lexibit.errors import LexibitError, unknown
 from lexibit.groups import Groups
+from lexibit.importance import Magnitude
 from lexibit.packing import MAX_BITS, MIN_BITS
 
 METHOD = "lexibit"
+AUTO = "auto"
 LEVELS_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one weight is quantized: scheme, its options, bits, groups, dtype of the stored levels."""
+    """How one weight is quantized: scheme, its options, bits, groups, dtype of the stored levels, importance.
+
+    ``groups="auto"`` becomes what the scheme uses by itself.
+    """
 
     scheme: str = "kmeans"
     bits: int = 4
-    groups: str = "matrix"
+    groups: str = AUTO
     options: Mapping[str, Any] | None = None
     levels_dtype: str = "float32"
+    importance: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no weight could be quantized with."""
@@ -39,12 +46,25 @@ class Recipe:
             raise LexibitError(f"scheme must be a name like 'kmeans', not {self.scheme!r}")
         if not isinstance(self.groups, str):
             raise LexibitError(f"groups must be text like 'row' or 'rows:6', not {self.groups!r}")
+        fitting = self.fitting()
+        if self.groups == AUTO:
+            object.__setattr__(self, "groups", fitting.groups)
         Groups.parse(self.groups, (1, 1))
-        self.fitting().check_bits(self.bits)
+        fitting.check_bits(self.bits)
+        if self.importance is not None:
+            if not isinstance(self.importance, str):
+                raise LexibitError(f"importance must be text like 'E=1,C=0.999', not {self.importance!r}")
+            self.weighing()
+            if not fitting.weighs:
+                raise schemes.does_not_weigh(self.scheme)
 
     def fitting(self) -> schemes.Scheme:
         """The scheme with its options."""
         return schemes.scheme(self.scheme, self.options)
+
+    def weighing(self) -> Magnitude | Path | None:
+        """What its importance means."""
+        return None if self.importance is None else importance.parse(self.importance)
 
 
 _RECIPE = tuple(field.name for field in fields(Recipe))
@@ -54,19 +74,22 @@ class LexibitConfig(QuantizationConfigMixin):
     """How to quantize a model.
 
     Args:
-        scheme: ``kmeans``, ``linear`` or ``lq``.
+        scheme: ``aciq``, ``binary``, ``kl``, ``kmeans``, ``linear``, ``lq``, ``mse`` or ``ocs``.
         bits: bits of a code, 1 to 8.
         groups: which weights share levels: ``matrix``, ``row``, ``rows:N`` (blocks of N rows),
-            ``blocks:N`` (at most N blocks of rows), ``columns:N`` (runs of N columns in a row).
+            ``blocks:N`` (at most N blocks of rows), ``columns:N`` (runs of N columns in a row), or ``auto``:
+            ``row`` for binary codes, ``matrix`` for all other schemes.
         options: options of the scheme, like ``{"init": "k-means++", "iterations": 3}``.
         levels_dtype: in what the levels are stored: ``float32``, ``float16`` or ``bfloat16``.
+        importance: how much each weight's error counts, for schemes that weigh errors: by magnitude, like
+            ``"E=1,C=0.999,P=0.05"``, or ``"FILE.safetensors"`` (see :mod:`lexibit.importance`).
         embeddings: whether embeddings are quantized too.
         heads: whether task heads (classifier, score, qa_outputs, ...) are quantized too.
         include: patterns; if any are given, only weights that match one are quantized.
         exclude: patterns of weights that stay in full precision, whatever else is said.
         parameters: patterns of bare parameters (of two axes or more) to quantize as well.
         rules: ``{pattern: {"bits": 8, ...}}``: weights that match use these values of scheme, bits,
-            groups, options and levels_dtype instead; of two rules that match, the later counts.
+            groups, options, levels_dtype and importance instead; of two rules that match, the later counts.
         seed: of every random choice.
 
     Patterns are shell patterns (``*``, ``?``, ``[...]``) on the full name of a weight, with or without
@@ -80,9 +103,10 @@ class LexibitConfig(QuantizationConfigMixin):
         self,
         scheme: str = "kmeans",
         bits: int = 4,
-        groups: str = "matrix",
+        groups: str = AUTO,
         options: Mapping[str, Any] | None = None,
         levels_dtype: str = "float32",
+        importance: str | None = None,
         embeddings: bool = True,
         heads: bool = False,
         include: Sequence[str] = (),
@@ -112,6 +136,7 @@ class LexibitConfig(QuantizationConfigMixin):
         self.groups = groups
         self.options = dict(options or {})
         self.levels_dtype = levels_dtype
+        self.importance = importance
         self.embeddings = embeddings
         self.heads = heads
         self.include = list(include)
@@ -141,4 +166,12 @@ class LexibitConfig(QuantizationConfigMixin):
             if rule.get("scheme", values["scheme"]) != values["scheme"]:
                 values["options"] = {}
             values |= rule
+            # nor, perhaps, what to do with importances
+            if "importance" not in rule and not _weighs(values["scheme"], values["options"]):
+                values["importance"] = None
         return Recipe(**values)
+
+
+def _weighs(scheme: Any, options: Any) -> bool:
+    """Whether a scheme takes importances; what is wrong with its name is for the recipe to say."""
+    return scheme not in list(schemes.names()) or schemes.scheme(scheme, options).weighs

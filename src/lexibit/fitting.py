@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from lexibit import importance as importances
+from lexibit import schemes
 from lexibit.config import LexibitConfig, Recipe
 from lexibit.errors import LexibitError
 from lexibit.groups import matrix_shape
+from lexibit.importance import Tensors
 from lexibit.levels import LevelForm
 from lexibit.nn import install
 from lexibit.plan import PlannedWeight, spec_of
+from lexibit.progress import progress_bar
 from lexibit.weight import CodebookWeight, WeightSpec
 
 
@@ -25,15 +28,18 @@ def quantize_tensor(
     importance: Tensor | None = None,
     seed: int = 0,
     name: str = "weight",
+    kind: str = "linear",
 ) -> CodebookWeight:
     """Choose levels and codes for one weight.
 
     Args:
         weight: floating point, two axes or more, on any device; not changed.
-        recipe: scheme, bits, groups; k-means with 4 bits for the whole matrix if not given.
-        importance: how much each weight's error counts: >= 0, of the weight's shape.
+        recipe: scheme, bits, groups, importance; k-means with 4 bits for the whole matrix if not given.
+        importance: how much each weight's error counts: finite, >= 0, of the weight's shape. Weights that
+            share levels and count nothing at all are taken to count alike.
         seed: of any random choice.
-        name: what errors call the tensor.
+        name: what errors call the tensor, and its name in a file of importances.
+        kind: what uses the weight: ``conv1d`` is transformers' Conv1D, whose input channels are rows.
 
     Raises:
         LexibitError: NaN or infinite weights, a wrong shape, importances the scheme cannot use.
@@ -44,29 +50,51 @@ def quantize_tensor(
             f"{name} is {weight.dtype} {list(weight.shape)}: only floating-point weights of two "
             "axes or more are quantized"
         )
-    spec = spec_of(tuple(weight.shape), weight.dtype, recipe)
+    spec = spec_of(tuple(weight.shape), weight.dtype, recipe, name=name, kinds={kind})
+    given = None if importance is None else {name: importance}
+    return _quantize(weight, spec, recipe, [name], given, seed)
+
+
+def quantize_planned(
+    planned: PlannedWeight, weight: Tensor, *, seed: int, given: Tensors | None = None
+) -> CodebookWeight:
+    """Choose levels and codes for a weight of a plan; ``given`` importances count where its scheme weighs."""
+    given = given if planned.recipe.fitting().weighs else None
+    return _quantize(weight, planned.spec, planned.recipe, planned.names, given, seed)
+
+
+def _quantize(
+    weight: Tensor, spec: WeightSpec, recipe: Recipe, names: list[str], given: Tensors | None, seed: int
+) -> CodebookWeight:
+    """Choose levels and codes for one weight; ``given`` may have its importance, by any of its names."""
+    name, scheme = names[0], recipe.fitting()
     values = weight.detach().to("cpu", torch.float32).reshape(matrix_shape(spec.shape))
     # a float64 weight may leave float32's range: look at what will be worked with
     _check_finite(name, weight, values)
-    scheme = recipe.fitting()
-    if importance is not None:
-        importance = _checked_importance(name, spec.shape, importance, recipe, scheme.weighs)
-    groups = spec.groups
-    levels = torch.zeros(spec.levels_shape)
-    parts = []
-    weighing = groups.split(importance) if importance is not None else None
-    for batch, (index, part) in enumerate(groups.split(values)):
-        m = weighing[batch][1].contiguous() if weighing else None
-        levels[index], codes = scheme.fit(part.contiguous(), recipe.bits, m, seed)
-        parts.append(codes)
-    codes = groups.join(parts).view(spec.shape)
-    return _packed(name, spec, codes, levels, weight)
+    source = recipe.weighing()
+    found = None if given is None else importances.find(given, names)
+    pruned = None
+    if found is not None and source is not None:
+        raise LexibitError(f"{name}: its importance is given twice, as {recipe.importance!r} and as a tensor")
+    if isinstance(source, Path):
+        found = importances.find(source, names)
+    if found is not None:
+        if not scheme.weighs:
+            raise LexibitError(f"{name}: {schemes.does_not_weigh(recipe.scheme)}")
+        found = importances.checked(name, spec.shape, found)
+    elif isinstance(source, importances.Magnitude):
+        found, pruned = source.of(values)
+    axis = 0 if spec.extra[0] else 1
+    choice = scheme.choose(values, spec.groups, spec.bits, found, seed, axis)
+    return _packed(name, spec, choice, pruned, weight)
 
 
-def _packed(name: str, spec: WeightSpec, codes: Tensor, levels: Tensor, weight: Tensor) -> CodebookWeight:
-    """Codes and levels (float32) as they will be stored and computed with, on the weight's device."""
-    stored = levels.to(getattr(torch, spec.levels_dtype)).to(weight.dtype)
-    packed = CodebookWeight.from_codes(spec, codes, stored)
+def _packed(
+    name: str, spec: WeightSpec, choice: schemes.Choice, pruned: Tensor | None, weight: Tensor
+) -> CodebookWeight:
+    """What was chosen as it will be stored and computed with, on the weight's device."""
+    stored = choice.levels.to(getattr(torch, spec.levels_dtype)).to(weight.dtype)
+    packed = CodebookWeight.from_codes(spec, choice.codes, stored, choice.origins, pruned)
     largest = float(stored.abs().max()) if stored.numel() else 0.0
     if largest * (1 << spec.bits) >= torch.finfo(weight.dtype).max:
         # a scale that was rounded up may carry the largest weight over the end of its dtype
@@ -75,8 +103,8 @@ def _packed(name: str, spec: WeightSpec, codes: Tensor, levels: Tensor, weight: 
             scales.mul_(1 - torch.finfo(weight.dtype).eps)
         if not packed.decode().isfinite().all():
             raise LexibitError(
-                f"{name}: its levels, up to {levels.abs().max():.3g}, do not fit {spec.levels_dtype}: "
-                "use levels_dtype='float32'"
+                f"{name}: its levels, up to {choice.levels.abs().max():.3g}, do not fit {spec.levels_dtype} "
+                f"or its own {spec.dtype}: use levels_dtype='float32', or exclude it"
             )
     return packed.to(weight.device)
 
@@ -93,19 +121,6 @@ def _check_finite(name: str, weight: Tensor, values: Tensor) -> None:
     )
 
 
-def _checked_importance(
-    name: str, shape: tuple[int, ...], importance: Tensor, recipe: Recipe, weighs: bool
-) -> Tensor:
-    if not weighs:
-        raise LexibitError(f"scheme {recipe.scheme!r} does not use importances ({name})")
-    if tuple(importance.shape) != shape:
-        raise LexibitError(f"{name}: its importance is {list(importance.shape)}, must be {list(shape)}")
-    values = importance.detach().to("cpu", torch.float32).reshape(matrix_shape(shape))
-    if values.numel() and not (values.isfinite().all() and bool(values.min() >= 0)):
-        raise LexibitError(f"{name}: its importance must be finite and not negative")
-    return values
-
-
 def install_everywhere(planned: PlannedWeight, weight: CodebookWeight) -> None:
     """Put one weight in all the places that use it, so that they go on sharing it."""
     for use in planned.uses:
@@ -118,12 +133,14 @@ class Quantizing:
     The result does not depend on how many: every weight is worked on by one thread alone.
     """
 
-    def __init__(self, config: LexibitConfig, total: int, progress: bool) -> None:
-        self._config = config
+    def __init__(
+        self, config: LexibitConfig, total: int, progress: bool, given: Tensors | None = None
+    ) -> None:
+        self._config, self._given = config, given
         self._threads = max(torch.get_num_threads(), 1)
         self._pool = ThreadPoolExecutor(self._threads)
         self._futures: list[tuple[PlannedWeight, Future[CodebookWeight]]] = []
-        self._bar = _progress_bar(progress)
+        self._bar = progress_bar(progress)
         self._task = self._bar.add_task("quantizing", total=total)
         self._bar.start()
 
@@ -140,7 +157,7 @@ class Quantizing:
             raise
 
     def _quantize(self, planned: PlannedWeight, weight: Tensor) -> CodebookWeight:
-        result = quantize_tensor(weight, planned.recipe, seed=self._config.seed, name=planned.name)
+        result = quantize_planned(planned, weight, seed=self._config.seed, given=self._given)
         self._bar.advance(self._task)
         return result
 
@@ -162,15 +179,3 @@ class Quantizing:
         """Drop what has not begun; a thread that has begun ends with its weight, waited for or not."""
         self._pool.shutdown(wait=wait, cancel_futures=True)
         self._bar.stop()
-
-
-def _progress_bar(show: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not show,
-    )

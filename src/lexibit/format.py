@@ -1,7 +1,7 @@
 """The stored form on disk, read and written as docs/format.md specifies it.
 
 A file is an ordinary safetensors file. The packed codes of a weight stand under the weight's own name,
-its levels beside them, and the header's metadata says under the key ``lexibit`` how to decode them.
+its other parts beside them, and the header's metadata says under the key ``lexibit`` how to decode them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lexibit.packing import MAX_BITS, MIN_BITS
 from lexibit.weight import CodebookWeight, WeightSpec
 
 KEY = "lexibit"
-VERSION = 1
+VERSION = 2
 
 # Limits of the format, each far above any model and far below harm.
 MAX_AXES = 8
@@ -34,8 +34,11 @@ MAX_WEIGHTS = 1 << 40  # in one tensor
 MAX_INDEX = 1 << 26  # bytes of the index as JSON
 DTYPES = ("float64", *LEVELS_DTYPES)
 _DAMAGED = "the file was changed or damaged, copy or download it again"
-_FIELDS = {"shape", "bits", "block", "form", "levels_dtype", "dtype", "scheme"}
-_SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_FIELDS_1 = {"shape", "bits", "block", "form", "levels_dtype", "dtype", "scheme"}
+_FORMS_1 = [LevelForm.TABLE, LevelForm.UNIFORM, LevelForm.BINARY]
+# what a record holds and what forms its levels may have, by version
+_FIELDS = {1: _FIELDS_1, 2: _FIELDS_1 | {"extra", "mask"}}
+_FORMS = {1: _FORMS_1, 2: list(LevelForm)}
 
 # The floating-point dtypes of safetensors files that can be quantized.
 TORCH_DTYPES = {
@@ -44,6 +47,7 @@ TORCH_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+_SAFETENSORS = {dtype: name for name, dtype in TORCH_DTYPES.items()} | {torch.uint8: "U8", torch.int32: "I32"}
 
 Index = dict[str, WeightSpec]
 
@@ -69,7 +73,7 @@ def write(path: Path, tensors: Mapping[str, Tensor | CodebookWeight]) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], index: Index) -> None:
-    """Write tensors of which some are the codes and levels that ``index`` tells of."""
+    """Write tensors of which some are the parts of the weights that ``index`` tells of."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, path, metadata=metadata(index))
 
@@ -88,23 +92,42 @@ def read(paths: Iterable[Path]) -> dict[str, Tensor | CodebookWeight]:
             plain |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     weights = {}
     for name, spec in index.items():
-        levels = plain.pop(name + CodebookWeight.LEVELS).to(getattr(torch, spec.dtype))
-        weights[name] = assemble(paths[0].parent, name, spec, plain.pop(name), levels)
+        parts = {part: plain.pop(key) for part, key in spec.keys(name).items()}
+        parts["levels"] = parts["levels"].to(getattr(torch, spec.dtype))
+        weights[name] = assemble(paths[0].parent, name, spec, parts)
     return plain | weights
 
 
-def assemble(where: Path, name: str, spec: WeightSpec, codes: Tensor, levels: Tensor) -> CodebookWeight:
-    """A weight from its tensors, loaded from ``where``, checked for what a header cannot show.
+def assemble(where: Path, name: str, spec: WeightSpec, parts: Mapping[str, Tensor]) -> CodebookWeight:
+    """A weight from its parts, loaded from ``where``, checked for what a header cannot show.
 
     Raises:
-        FormatError: levels that are not finite, or bits set behind the last code.
+        FormatError: levels that are not finite, bits set behind the last code or the end of the mask, or
+            origins that the weight does not have.
     """
-    if not levels.isfinite().all():
-        raise FormatError(f"{where}: {name}: some of its levels are NaN or infinite: {_DAMAGED}")
-    spare = -prod(spec.shape) * spec.bits % 8
-    if spare and int(codes[-1]) >> (8 - spare):
-        raise FormatError(f"{where}: {name}: bits are set behind its last code: {_DAMAGED}")
-    return CodebookWeight(spec, codes, levels)
+
+    def refuse(fault: str) -> FormatError:
+        return FormatError(f"{where}: {name}: {fault}: {_DAMAGED}")
+
+    if not parts["levels"].isfinite().all():
+        raise refuse("some of its levels are NaN or infinite")
+    groups = spec.groups
+    if _bits_behind(parts["codes"], groups.rows * groups.columns * spec.bits):
+        raise refuse("bits are set behind its last code")
+    if spec.mask and _bits_behind(parts["mask"], prod(spec.shape)):
+        raise refuse("bits are set behind the end of its mask")
+    if any(spec.extra):
+        own = matrix_shape(spec.shape)[0 if spec.extra[0] else 1]
+        low, high = parts["origins"].aminmax()
+        if not 0 <= int(low) <= int(high) < own:
+            raise refuse(f"its origins, {int(low)} to {int(high)}, are not all from 0 to {own - 1}")
+    return CodebookWeight(spec, **parts)
+
+
+def _bits_behind(packed: Tensor, count: int) -> bool:
+    """Whether any bit behind the first ``count`` of a packed stream is set."""
+    spare = -count % 8
+    return bool(spare) and bool(int(packed[-1]) >> (8 - spare))
 
 
 @contextmanager
@@ -146,10 +169,8 @@ def read_index(paths: Iterable[Path]) -> Index:
                     )
                 found[name] = (path, part.get_dtype(), part.get_shape())
     for name, spec in index.items():
-        levels = name + CodebookWeight.LEVELS
-        _check_tensor(source[name], found, name, "U8", spec.codes_shape)
-        dtype = _SAFETENSORS[spec.levels_dtype]
-        _check_tensor(source[name], found, levels, dtype, spec.levels_shape)
+        for part, (dtype, shape) in spec.parts.items():
+            _check_tensor(source[name], found, spec.keys(name)[part], _SAFETENSORS[dtype], shape)
     return index
 
 
@@ -176,25 +197,27 @@ def _parse_index(path: Path, text: str | None) -> Index:
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: its index is not JSON ({error}): {_DAMAGED}") from None
     version = document.get("format") if isinstance(document, dict) else None
-    if not _counts([version]) or version != VERSION:
+    if not _counts([version]) or version not in _FIELDS:
         raise FormatError(
-            f"{path}: format version {version!r}, this lexibit reads {VERSION}: "
+            f"{path}: format version {version!r}, this lexibit reads 1 to {VERSION}: "
             "install the lexibit that wrote it, or a later one"
         )
     if set(document) != {"format", "weights"} or not isinstance(document["weights"], dict):
         raise FormatError(f"{path}: its index is no record of weights: {_DAMAGED}")
-    return {name: _parse_spec(path, name, item) for name, item in document["weights"].items()}
+    return {name: _parse_spec(path, version, name, item) for name, item in document["weights"].items()}
 
 
-def _parse_spec(path: Path, name: str, item: Any) -> WeightSpec:
+def _parse_spec(path: Path, version: int, name: str, item: Any) -> WeightSpec:
     def refuse(fault: str) -> FormatError:
         return FormatError(f"{path}: index of {name}: {fault}: {_DAMAGED}")
 
-    if not isinstance(item, dict) or (fields := set(item)) != _FIELDS:
+    known = _FIELDS[version]
+    if not isinstance(item, dict) or (fields := set(item)) != known:
         fields = set(item) if isinstance(item, dict) else set()
-        missing, surplus = sorted(_FIELDS - fields), sorted(fields - _FIELDS)
-        raise refuse(f"fields missing: {missing}, not in format version {VERSION}: {surplus}")
+        missing, surplus = sorted(known - fields), sorted(fields - known)
+        raise refuse(f"fields missing: {missing}, not in format version {version}: {surplus}")
     shape, bits, block = item["shape"], item["bits"], item["block"]
+    extra, mask = item.get("extra", [0, 0]), item.get("mask", False)
     if (
         not _counts(shape)
         or not 2 <= len(shape) <= MAX_AXES
@@ -203,7 +226,18 @@ def _parse_spec(path: Path, name: str, item: Any) -> WeightSpec:
         raise refuse(f"shape {shape!r} is not 2 to {MAX_AXES} axes of at most 2^40 weights")
     if not _counts([bits]) or not MIN_BITS <= bits <= MAX_BITS:
         raise refuse(f"bits {bits!r} are not {MIN_BITS} to {MAX_BITS}")
-    rows, columns = (max(axis, 1) for axis in matrix_shape(tuple(shape)))
+    rows, columns = matrix_shape(tuple(shape))
+    if not (
+        _counts(extra)
+        and len(extra) == 2
+        and 0 in extra
+        and (extra == [0, 0] or rows * columns)
+        and (rows + extra[0]) * (columns + extra[1]) <= MAX_WEIGHTS
+    ):
+        raise refuse(f"extra {extra!r} is no number of rows or columns behind those of {shape}")
+    if not isinstance(mask, bool):
+        raise refuse(f"mask {mask!r} is neither true nor false")
+    rows, columns = max(rows + extra[0], 1), max(columns + extra[1], 1)
     if not (
         _counts(block)
         and len(block) == 2
@@ -212,8 +246,8 @@ def _parse_spec(path: Path, name: str, item: Any) -> WeightSpec:
         and (block[0] == 1 or block[1] == columns)
     ):
         raise refuse(f"block {block!r} is neither whole rows nor a run in a row of {shape}")
-    if item["form"] not in list(LevelForm):
-        raise refuse(f"form {item['form']!r} is not one of {[form.value for form in LevelForm]}")
+    if item["form"] not in _FORMS[version]:
+        raise refuse(f"form {item['form']!r} is not one of {[form.value for form in _FORMS[version]]}")
     if item["levels_dtype"] not in LEVELS_DTYPES:
         raise refuse(f"levels_dtype {item['levels_dtype']!r} is not one of {list(LEVELS_DTYPES)}")
     if item["dtype"] not in DTYPES:
@@ -228,6 +262,8 @@ def _parse_spec(path: Path, name: str, item: Any) -> WeightSpec:
         item["levels_dtype"],
         item["dtype"],
         item["scheme"],
+        (extra[0], extra[1]),
+        mask,
     )
 
 

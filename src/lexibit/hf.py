@@ -1,8 +1,8 @@
 """The transformers plug-in: ``save_pretrained`` and ``from_pretrained`` for weights in codes.
 
 Importing lexibit registers it. While transformers loads a quantized folder, each planned weight is an
-ordinary uint8 parameter of the packed size with its levels beside it, so that shards, prefixes, ties
-and device maps are transformers' own business; at the end the two become one weight in codes. While it
+ordinary uint8 parameter of the packed size with its other parts beside it, so that shards, prefixes, ties
+and device maps are transformers' own business; at the end they become one weight in codes. While it
 loads a float folder with a :class:`LexibitConfig`, each weight is quantized as it arrives.
 """
 
@@ -30,10 +30,10 @@ from transformers.quantizers.base import HfQuantizer
 from lexibit import format
 from lexibit.config import METHOD, LexibitConfig
 from lexibit.errors import FormatError, LexibitError
-from lexibit.fitting import Quantizing, install_everywhere, quantize_tensor
+from lexibit.fitting import Quantizing, install_everywhere, quantize_planned
 from lexibit.nn import install, restore_all
 from lexibit.plan import Plan, PlannedWeight, Use, storages
-from lexibit.weight import CodebookWeight, WeightSpec
+from lexibit.weight import PARTS, CodebookWeight, WeightSpec
 
 register_quantization_config(METHOD)(LexibitConfig)
 
@@ -46,7 +46,8 @@ class LexibitHfQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: LexibitConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self._stored: list[tuple[str, WeightSpec, tuple[Use, ...]]] = []
+        # name, what is stored, its uses, and whether it is trained in a float model
+        self._stored: list[tuple[str, WeightSpec, tuple[Use, ...], bool]] = []
         self._planned: dict[str, PlannedWeight] = {}
         self._quantizing: Quantizing | None = None
         self._arrived: dict[str, bytes] = {}
@@ -88,25 +89,30 @@ class LexibitHfQuantizer(HfQuantizer):
                     f"{list(parameter.shape)}: load it with the configuration it was saved with"
                 )
             first = next(use for use in uses if use.name == name)
-            self._stored.append((name, spec, uses))
-            codes = _placeholder(spec.codes_shape, torch.uint8)
-            levels = _placeholder(spec.levels_shape, parameter.dtype)
-            for use in uses:
-                use.module._parameters[use.parameter] = codes
-            first.module._parameters[first.parameter + CodebookWeight.LEVELS] = levels
+            self._stored.append((name, spec, uses, parameter.requires_grad))
+            for part, (dtype, shape) in spec.parts.items():
+                placeholder = _placeholder(shape, parameter.dtype if part == "levels" else dtype)
+                # the codes stand for the weight, wherever it is used
+                for use in uses if part == "codes" else (first,):
+                    use.module._parameters[use.parameter + PARTS[part]] = placeholder
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self._quantizing is not None:
             self._install_quantized(self._quantizing)
-        for name, spec, uses in self._stored:
+        for name, spec, uses, trained in self._stored:
             first = next(use for use in uses if use.name == name)
-            codes = first.module._parameters[first.parameter]
-            levels = first.module._parameters.pop(first.parameter + CodebookWeight.LEVELS)
-            if codes is None or levels is None or codes.is_meta or levels.is_meta:
-                raise FormatError(f"{name}: transformers did not load its codes and levels")
-            weight = format.assemble(self._folder, name, spec, codes.data, levels.data)
+            parts: dict[str, Tensor] = {}
+            for part, key in spec.keys(first.parameter).items():
+                loaded = first.module._parameters[key]
+                if loaded is None or loaded.is_meta:
+                    raise FormatError(f"{name}: transformers did not load its {part}")
+                parts[part] = loaded.data
+                if part != "codes":
+                    del first.module._parameters[key]
+            weight = format.assemble(self._folder, name, spec, parts)
             for use in uses:
                 install(use.module, use.parameter, weight)
+            weight.requires_grad = trained
         model.__dict__.pop("_adjust_bias", None)
         _mark(model, self)
         self._stored, self._planned, self._quantizing, self._arrived = [], {}, None, {}
@@ -157,8 +163,7 @@ class LexibitHfQuantizer(HfQuantizer):
             if planned.name not in self._arrived:
                 use = planned.uses[0]
                 value = use.module.get_parameter(use.parameter)
-                seed = self.quantization_config.seed
-                weight = quantize_tensor(value, planned.recipe, seed=seed, name=planned.name)
+                weight = quantize_planned(planned, value, seed=self.quantization_config.seed)
                 install_everywhere(planned, weight)
 
     # saving -------------------------------------------------------------------------------------
@@ -258,7 +263,8 @@ def stored_form(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, WeightSp
     index: dict[str, WeightSpec] = {}
     for weight, aliases in names.items():
         for alias in aliases:
-            del state[alias], state[alias + CodebookWeight.LEVELS]
+            for key in weight.spec.keys(alias).values():
+                del state[key]
         name = min(aliases, key=lambda alias: alias in tied)
         index[name] = weight.spec
         state |= weight.tensors(name)

@@ -4,6 +4,7 @@
 form           numbers a group  level of code ``c``
 =============  ===============  ==============================================================
 ``table``      2**bits          ``table[c]``
+``symmetric``  1                ``scale * (c - 2**(bits - 1))``
 ``uniform``    2                ``scale * (c + offset)``, numbers in the order scale, offset
 ``binary``     bits             ``sum_j scale[j] * (+1 if bit j of c is set else -1)``
 =============  ===============  ==============================================================
@@ -23,18 +24,21 @@ class LevelForm(StrEnum):
     """How a group's levels are stored."""
 
     TABLE = "table"
+    SYMMETRIC = "symmetric"
     UNIFORM = "uniform"
     BINARY = "binary"
 
     def width(self, bits: int) -> int:
         """Numbers stored for one group."""
-        return {"table": 1 << bits, "uniform": 2, "binary": bits}[self.value]
+        return {"table": 1 << bits, "symmetric": 1, "uniform": 2, "binary": bits}[self.value]
 
     def expand(self, levels: Tensor, bits: int) -> Tensor:
         """Levels ``[groups, width]`` as a table ``[groups, 2**bits]``, in the same dtype."""
         if self is LevelForm.TABLE:
             return levels
         code = torch.arange(1 << bits, device=levels.device)
+        if self is LevelForm.SYMMETRIC:
+            return levels * (code - (1 << (bits - 1))).to(levels.dtype)
         if self is LevelForm.UNIFORM:
             scale, offset = levels[:, :1], levels[:, 1:]
             return scale * (code.to(levels.dtype) + offset)

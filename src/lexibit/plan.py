@@ -8,20 +8,23 @@ quantizer, the saver, the loader and the reporter.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lexibit import importance
 from lexibit.config import LexibitConfig, Recipe
 from lexibit.errors import LexibitError
-from lexibit.groups import Groups
-from lexibit.weight import CodebookWeight, WeightSpec, bits_per_weight
+from lexibit.groups import Groups, matrix_shape
+from lexibit.importance import Magnitude
+from lexibit.weight import WeightSpec, bits_per_weight
 
 # Modules that turn hidden states into a task's answer, by the names that transformers gives them.
 HEADS = frozenset(
@@ -112,6 +115,11 @@ class PlannedWeight:
         return self.uses[0].name
 
     @property
+    def names(self) -> list[str]:
+        """All its names, the stored one first."""
+        return [use.name for use in self.uses]
+
+    @property
     def kind(self) -> str:
         """What it does: its uses' kinds, once each."""
         return "+".join(dict.fromkeys(use.kind for use in self.uses))
@@ -183,14 +191,20 @@ class Plan:
                 kept.append(KeptParameter(uses[0].name, shape, nbytes, reason))
                 continue
             recipe = chooser.recipe(uses)
-            for levels in {use.name + CodebookWeight.LEVELS for use in uses}.intersection(names):
+            spec = spec_of(
+                shape, parameter.dtype, recipe, name=uses[0].name, kinds={use.kind for use in uses}
+            )
+            parts = {key for use in uses for key in spec.keys(use.name).values()}
+            for key in parts.intersection(names) - {use.name for use in uses}:
                 raise LexibitError(
-                    f"the model has a parameter {levels}, the name for the levels of {uses[0].name}: "
-                    "rename it, or exclude the weight"
+                    f"the model has a parameter {key}, the name for a part of {uses[0].name}: rename it, "
+                    "or exclude the weight"
                 )
-            spec = spec_of(shape, parameter.dtype, recipe)
             weights.append(PlannedWeight(uses, recipe, spec, nbytes))
         chooser.check_patterns(names)
+        for source in dict.fromkeys(weight.recipe.weighing() for weight in weights):
+            if isinstance(source, Path):
+                importance.check_names(importance.names(source), names, str(source))
         return cls(weights, kept)
 
     def __repr__(self) -> str:
@@ -223,6 +237,7 @@ class Plan:
                     "kind": weight.kind,
                     "groups": weight.recipe.groups,
                     "options": dict(weight.recipe.options or {}),
+                    "importance": weight.recipe.importance,
                     "bytes_before": weight.bytes_before,
                     "bytes_after": weight.bytes_after,
                 }
@@ -243,16 +258,38 @@ class Plan:
         return sum(w.bytes_before for w in self.weights) / max(self.bytes_before, 1)
 
 
-def spec_of(shape: tuple[int, ...], dtype: torch.dtype, recipe: Recipe) -> WeightSpec:
-    """What a recipe will store of a weight of that shape and dtype."""
+def spec_of(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    recipe: Recipe,
+    *,
+    name: str = "weight",
+    kinds: Set[str] = frozenset(),
+) -> WeightSpec:
+    """What a recipe will store of a weight of that shape and dtype, used as these kinds (:class:`Use`).
+
+    Raises:
+        LexibitError: the recipe's groups do not go with the weight.
+    """
+    scheme, weighing = recipe.fitting(), recipe.weighing()
+    rows, columns = matrix_shape(shape)
+    # the input channels are the columns, but for Conv1D, whose weight is [in, out]
+    axis = 0 if kinds == {"conv1d"} else 1
+    count = scheme.extra((rows, columns)[axis]) if rows * columns else 0
+    extra = (0, count) if axis else (count, 0)
+    groups = Groups.parse(recipe.groups, (rows + extra[0], columns + extra[1]))
+    if fault := scheme.fault(groups, axis):
+        raise LexibitError(f"{name}: {fault}")
     return WeightSpec(
         shape=shape,
         bits=recipe.bits,
-        block=Groups.parse(recipe.groups, shape).block,
-        form=recipe.fitting().form,
+        block=groups.block,
+        form=scheme.form,
         levels_dtype=recipe.levels_dtype,
         dtype=str(dtype).removeprefix("torch."),
         scheme=recipe.scheme,
+        extra=extra,
+        mask=isinstance(weighing, Magnitude) and weighing.mask,
     )
 
 

@@ -10,11 +10,19 @@ from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
 from lexibit.fitting import Quantizing, install_everywhere
 from lexibit.hf import attach, detach
+from lexibit.importance import Tensors, check_names
 from lexibit.nn import Quantized, restore_all
-from lexibit.plan import Plan
+from lexibit.plan import Plan, storages
+from lexibit.schemes import does_not_weigh
 
 
-def quantize(model: nn.Module, config: LexibitConfig | None = None, *, progress: bool = True) -> Plan:
+def quantize(
+    model: nn.Module,
+    config: LexibitConfig | None = None,
+    *,
+    importances: Tensors | None = None,
+    progress: bool = True,
+) -> Plan:
     """Quantize a model in place.
 
     Nothing is replaced before the codes of every weight exist: a failure or Ctrl-C leaves the model as
@@ -24,13 +32,17 @@ def quantize(model: nn.Module, config: LexibitConfig | None = None, *, progress:
     Args:
         model: any module; its parameters must not be on the meta device.
         config: how; k-means with 4 bits if not given.
+        importances: how much the errors of a weight count, by any of its names (see
+            :mod:`lexibit.importance`): of weights that it does not name, and of those whose scheme does not
+            weigh errors, they count alike.
         progress: whether to draw a progress bar on the terminal.
 
     Returns:
         The plan that was carried out.
 
     Raises:
-        LexibitError: from the plan, or for a weight that cannot be quantized.
+        LexibitError: from the plan, for a weight that cannot be quantized, or for importances that are wrong
+            or that no weight has a use for.
     """
     config = config or LexibitConfig()
     if any(isinstance(module, Quantized) for module in model.modules()):
@@ -40,7 +52,9 @@ def quantize(model: nn.Module, config: LexibitConfig | None = None, *, progress:
         raise LexibitError("the model is on the meta device and has no weights: load them first")
     if not plan.weights:
         raise LexibitError(f"nothing to quantize in {type(model).__name__}: see its plan")
-    quantizing = Quantizing(config, len(plan.weights), progress)
+    if importances is not None:
+        _check_use(importances, model, plan)
+    quantizing = Quantizing(config, len(plan.weights), progress, importances)
     # the largest first, while the other threads have enough to do beside it
     for planned in sorted(plan.weights, key=lambda planned: -prod(planned.spec.shape)):
         use = planned.uses[0]
@@ -49,6 +63,16 @@ def quantize(model: nn.Module, config: LexibitConfig | None = None, *, progress:
         install_everywhere(planned, weight)
     attach(model, config)
     return plan
+
+
+def _check_use(importances: Tensors, model: nn.Module, plan: Plan) -> None:
+    """Refuse importances of which some have no weight, or none has one that can use it."""
+    check_names(importances, (use.name for _, uses in storages(model) for use in uses), "importances")
+    named = [weight for weight in plan.weights if any(name in importances for name in weight.names)]
+    if not named:
+        raise LexibitError("importances: they name no weight that is quantized: see its plan")
+    if not any(weight.recipe.fitting().weighs for weight in named):
+        raise does_not_weigh(named[0].recipe.scheme)
 
 
 def dequantize(model: nn.Module) -> None:

@@ -16,6 +16,9 @@ from lexibit.groups import Groups, matrix_shape
 from lexibit.levels import LevelForm
 from lexibit.packing import pack, packed_bytes, unpack
 
+# What may be stored of a weight: each part, and what its key has behind the weight's name.
+PARTS = {"codes": "", "levels": "_levels", "origins": "_origins", "mask": "_mask"}
+
 
 @dataclass(frozen=True)
 class WeightSpec:
@@ -29,6 +32,9 @@ class WeightSpec:
         levels_dtype: the dtype of the stored levels.
         dtype: the dtype of the weight before quantization.
         scheme: the name of the scheme that chose the levels; for people, decoding never asks.
+        extra: how many rows and columns are stored behind the weight's own, each to be added to one of
+            those, its origin; at least one of the two numbers is 0.
+        mask: whether a bit a weight says which weights are exactly zero.
     """
 
     shape: tuple[int, ...]
@@ -38,16 +44,19 @@ class WeightSpec:
     levels_dtype: str
     dtype: str
     scheme: str
+    extra: tuple[int, int] = (0, 0)
+    mask: bool = False
 
     @property
     def groups(self) -> Groups:
-        """The groups of the weight, seen as a matrix."""
-        return Groups(*matrix_shape(self.shape), self.block)
+        """The groups of the stored matrix: the weight seen as a matrix, and its extra rows or columns."""
+        rows, columns = matrix_shape(self.shape)
+        return Groups(rows + self.extra[0], columns + self.extra[1], self.block)
 
     @property
     def codes_shape(self) -> tuple[int]:
         """Shape of the packed codes (uint8)."""
-        return (packed_bytes(prod(self.shape), self.bits),)
+        return (packed_bytes(self.groups.rows * self.groups.columns, self.bits),)
 
     @property
     def levels_shape(self) -> tuple[int, int]:
@@ -55,10 +64,26 @@ class WeightSpec:
         return self.groups.count, self.form.width(self.bits)
 
     @property
+    def parts(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Dtype and shape of every part that is stored, in the order of :data:`PARTS`."""
+        parts: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+            "codes": (torch.uint8, self.codes_shape),
+            "levels": (getattr(torch, self.levels_dtype), self.levels_shape),
+        }
+        if any(self.extra):
+            parts["origins"] = (torch.int32, (sum(self.extra),))
+        if self.mask:
+            parts["mask"] = (torch.uint8, (packed_bytes(prod(self.shape), 1),))
+        return parts
+
+    def keys(self, name: str) -> dict[str, str]:
+        """The key of every stored part of the weight of that name."""
+        return {part: name + PARTS[part] for part in self.parts}
+
+    @property
     def nbytes(self) -> int:
-        """Bytes stored: codes and levels."""
-        itemsize: int = getattr(torch, self.levels_dtype).itemsize
-        return self.codes_shape[0] + prod(self.levels_shape) * itemsize
+        """Bytes stored: all parts."""
+        return sum(dtype.itemsize * prod(shape) for dtype, shape in self.parts.values())
 
     @property
     def bits_per_weight(self) -> float:
@@ -71,7 +96,7 @@ class WeightSpec:
 
 
 def bits_per_weight(specs: Iterable[WeightSpec]) -> float:
-    """Stored bits of some weights, codes and levels, divided by their number; 0 if there are none."""
+    """Stored bits of some weights, all parts, divided by their number; 0 if there are none."""
     specs = list(specs)
     return 8 * sum(spec.nbytes for spec in specs) / max(sum(prod(spec.shape) for spec in specs), 1)
 
@@ -79,39 +104,64 @@ def bits_per_weight(specs: Iterable[WeightSpec]) -> float:
 class CodebookWeight(nn.Module):
     """A weight as packed codes and levels; modules that are tied share one instance.
 
-    It is a module so that ``.to()``, ``deepcopy`` and ``state_dict`` treat codes and levels like
-    any other state. In a state dict the codes keep the weight's own key and the levels stand beside
-    it: the child ``weight_codebook`` of a module ``m`` saves ``m.weight`` and ``m.weight_levels``.
+    It is a module so that ``.to()``, ``deepcopy`` and ``state_dict`` treat its parts like any other
+    state. In a state dict the codes keep the weight's own key and the other parts stand beside it: the
+    child ``weight_codebook`` of a module ``m`` saves ``m.weight``, ``m.weight_levels``, ...
+
+    Attributes:
+        codes: packed codes, uint8 ``spec.codes_shape``.
+        levels: ``spec.levels_shape``, in the dtype in which the weight is decoded.
+        origins: for each extra row or column, the one it is added to: int32; None without any.
+        mask: packed bits, 1 for a weight that is zero: uint8; None without one.
     """
 
     SUFFIX = "_codebook"
-    LEVELS = "_levels"
 
     codes: Tensor
     levels: Tensor
+    origins: Tensor | None
+    mask: Tensor | None
 
-    def __init__(self, spec: WeightSpec, codes: Tensor, levels: Tensor) -> None:
-        """Hold packed ``codes`` (uint8 ``spec.codes_shape``) and ``levels`` (``spec.levels_shape``).
+    def __init__(
+        self,
+        spec: WeightSpec,
+        codes: Tensor,
+        levels: Tensor,
+        origins: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
+        """Hold the parts that ``spec.parts`` tells of.
 
         The levels may come in another dtype than the stored one: they are computed with as they are.
         """
         super().__init__()
-        if codes.shape != spec.codes_shape or codes.dtype != torch.uint8:
-            raise LexibitError(
-                f"codes are {codes.dtype} {list(codes.shape)}, must be uint8 {list(spec.codes_shape)}"
-            )
-        if levels.shape != spec.levels_shape:
-            raise LexibitError(f"levels are {list(levels.shape)}, must be {list(spec.levels_shape)}")
         self.spec = spec
         # whether the float weight was trained: codes have no gradient, but a dequantized model has again
         self.requires_grad = False
-        self.register_buffer("codes", codes)
-        self.register_buffer("levels", levels)
+        given = {"codes": codes, "levels": levels, "origins": origins, "mask": mask}
+        for part, tensor in given.items():
+            dtype, shape = spec.parts.get(part, (None, None))
+            if (tensor is None) != (shape is None):
+                fault = "are missing" if tensor is None else "have no place"
+                raise LexibitError(f"{part} {fault} in {spec}")
+            if tensor is not None and (tensor.shape != shape or (part != "levels" and tensor.dtype != dtype)):
+                raise LexibitError(
+                    f"{part} are {tensor.dtype} {list(tensor.shape)}, must be {dtype} {list(shape or ())}"
+                )
+            self.register_buffer(part, tensor)
 
     @classmethod
-    def from_codes(cls, spec: WeightSpec, codes: Tensor, levels: Tensor) -> CodebookWeight:
-        """Pack plain ``codes`` (uint8, ``spec.shape``)."""
-        return cls(spec, pack(codes, spec.bits), levels)
+    def from_codes(
+        cls,
+        spec: WeightSpec,
+        codes: Tensor,
+        levels: Tensor,
+        origins: Tensor | None = None,
+        zero: Tensor | None = None,
+    ) -> CodebookWeight:
+        """Pack plain ``codes`` (uint8, the stored matrix) and ``zero`` (bool, where the weight is zero)."""
+        mask = None if zero is None else pack(zero.to(torch.uint8), 1)
+        return cls(spec, pack(codes, spec.bits), levels, origins, mask)
 
     @property
     def shape(self) -> torch.Size:
@@ -134,8 +184,10 @@ class CodebookWeight(nn.Module):
         return self.spec.bits_per_weight
 
     def unpacked_codes(self) -> Tensor:
-        """The codes, one a byte: uint8 of the weight's shape."""
-        return unpack(self.codes, self.spec.bits, prod(self.spec.shape)).view(self.spec.shape)
+        """The codes, one a byte: uint8 of the weight's shape, or of the stored matrix if that is larger."""
+        groups = self.spec.groups
+        codes = unpack(self.codes, self.spec.bits, groups.rows * groups.columns)
+        return codes.view(groups.rows, groups.columns) if any(self.spec.extra) else codes.view(self.shape)
 
     def table(self) -> Tensor:
         """The levels of every group, expanded: ``[groups, 2**bits]``."""
@@ -143,7 +195,7 @@ class CodebookWeight(nn.Module):
 
     def decode(self) -> Tensor:
         """The weight itself, ``shape`` in ``dtype``: a new tensor at every call."""
-        return ops.decode(self.codes, self.levels, *self._layout())
+        return ops.decode(*self._stored())
 
     def linear(self, x: Tensor, bias: Tensor | None = None, transposed: bool = False) -> Tensor:
         """``x @ W.T + bias``, or ``x @ W + bias`` if ``transposed`` (transformers' Conv1D)."""
@@ -151,24 +203,27 @@ class CodebookWeight(nn.Module):
             # custom operators are no part of autocast's lists: do as it does for linear layers
             dtype = torch.get_autocast_dtype(x.device.type)
             x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
-        return ops.linear(x, bias, self.codes, self.levels, *self._layout(), transposed)
+        return ops.linear(x, bias, *self._stored(), transposed)
 
     def embedding(self, ids: Tensor) -> Tensor:
         """The rows ``ids`` (any shape) of the weight: ``[*ids.shape, columns]``."""
-        return ops.embedding(ids, self.codes, self.levels, *self._layout())
+        return ops.embedding(ids, *self._stored())
 
-    def _layout(self) -> tuple[list[int], int, list[int], str]:
+    def _stored(self) -> tuple[Any, ...]:
+        """What the operators take a weight as."""
         spec = self.spec
-        return list(spec.shape), spec.bits, list(spec.block), spec.form.value
+        layout = list(spec.shape), spec.bits, list(spec.block), spec.form.value, list(spec.extra)
+        return self.codes, self.levels, self.origins, self.mask, *layout
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The stored tensors under the weight's name, levels in their stored dtype."""
-        stored = self.levels.to(getattr(torch, self.spec.levels_dtype))
-        return {name: self.codes, name + self.LEVELS: stored}
+        parts = self.spec.parts
+        return {key: getattr(self, part).to(parts[part][0]) for part, key in self.spec.keys(name).items()}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         name = prefix.removesuffix(".").removesuffix(self.SUFFIX)
-        for key, tensor in ((name, self.codes), (name + self.LEVELS, self.levels)):
+        for part, key in self.spec.keys(name).items():
+            tensor = getattr(self, part)
             destination[key] = tensor if keep_vars else tensor.detach()
 
     def _load_from_state_dict(self, *args: Any) -> None:
@@ -176,14 +231,14 @@ class CodebookWeight(nn.Module):
         pass
 
     def load_tensors(self, name: str, state_dict: dict[str, Any]) -> tuple[list[str], list[str]]:
-        """Take codes and levels from a state dict, where they stand under ``name``.
+        """Take all parts from a state dict, where they stand under ``name``.
 
         Returns:
             The keys that are missing, and what is wrong with those that are there.
         """
         missing, errors = [], []
-        for key, own in ((name, self.codes), (name + self.LEVELS, self.levels)):
-            given = state_dict.get(key)
+        for part, key in self.spec.keys(name).items():
+            own, given = getattr(self, part), state_dict.get(key)
             if given is None:
                 missing.append(key)
             elif given.shape != own.shape or given.is_floating_point() != own.is_floating_point():

@@ -24,7 +24,7 @@ def paper(w: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 def decoded(w: np.ndarray, bits: int) -> np.ndarray:
     weight = quantize_tensor(torch.from_numpy(w)[None], Recipe(scheme="lq", bits=bits))
-    assert weight.spec.form.value == "uniform"
+    assert weight.spec.form.value == "symmetric"
     return weight.decode()[0].numpy()
 
 
@@ -91,10 +91,14 @@ def test_every_group_has_its_own_step() -> None:
     torch.testing.assert_close(weight.decode(), w)
 
 
-def test_it_stores_two_numbers_a_group() -> None:
-    weight = quantize_tensor(torch.randn(6, 16), Recipe(scheme="lq", bits=4, groups="row"))
-    assert weight.levels.shape == (6, 2)
-    assert weight.nbytes == 6 * 8 + 6 * 2 * 4
+def test_it_stores_a_scale_a_group_and_an_offset_if_it_is_affine() -> None:
+    w = torch.randn(6, 16)
+    weight = quantize_tensor(w, Recipe(scheme="lq", bits=4, groups="row"))
+    assert weight.levels.shape == (6, 1)
+    assert weight.nbytes == 6 * 8 + 6 * 4
+    affine = quantize_tensor(w, Recipe("lq", 4, "row", {"affine": True}))
+    assert affine.levels.shape == (6, 2)
+    assert affine.nbytes == 6 * 8 + 6 * 2 * 4
 
 
 def test_one_bit_is_refused() -> None:

@@ -70,7 +70,7 @@ def inspect(folder: Path) -> Contents:
     if not index:
         raise LexibitError(f"{folder}: holds no weights in codes")
     parameters = sum(prod(spec.shape) for spec in index.values())
-    ours = {name for weight in index for name in (weight, weight + CodebookWeight.LEVELS)}
+    ours = {key for name, spec in index.items() for key in spec.keys(name).values()}
     for file in files:
         with format.open_file(file) as opened:
             for name in set(opened.keys()) - ours:

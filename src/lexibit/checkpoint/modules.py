@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lexibit import format
-from lexibit.checkpoint.target import sync
 from lexibit.errors import FormatError, LexibitError
+from lexibit.files import replacing
 from lexibit.hf import stored_form
 from lexibit.nn import codebooks, install
 from lexibit.plan import storages
@@ -38,15 +36,8 @@ def save(model: nn.Module, path: str | Path) -> None:
         if tensor.numel() == 0
         or seen.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), name) == name
     }
-    staged = path.with_name(f".{path.name}.part")
-    try:
+    with replacing(path) as staged:
         format.write_tensors(staged, kept, index)
-        sync(staged)
-        os.replace(staged, path)
-    except (OSError, SafetensorError) as error:
-        raise LexibitError(f"{path}: cannot be written ({error})") from error
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 def load(model: nn.Module, path: str | Path) -> None:

@@ -18,6 +18,7 @@ from lexibit import format
 from lexibit.checkpoint.source import WEIGHT_FILES, load_float, refuse_packed, weight_files
 from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
+from lexibit.files import sync
 from lexibit.fitting import Quantizing
 from lexibit.plan import Plan
 from lexibit.quantize import quantize
@@ -134,12 +135,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def sync(path: Path) -> None:
-    """Have the disk keep a file or folder, so that a crash cannot take it back."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

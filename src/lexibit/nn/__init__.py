@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -107,7 +108,9 @@ def restore_all(model: nn.Module) -> None:
         for child_name, child in list(module._modules.items()):
             if isinstance(child, CodebookWeight):
                 if child not in decoded:
-                    decoded[child] = nn.Parameter(child.decode(), requires_grad=child.requires_grad)
+                    # parameters that can be trained, even if this runs in inference mode
+                    with torch.inference_mode(False), torch.no_grad():
+                        decoded[child] = nn.Parameter(child.decode(), requires_grad=child.requires_grad)
                 del module._modules[child_name]
                 module._parameters[child_name.removesuffix(CodebookWeight.SUFFIX)] = decoded[child]
         module.__class__ = _float_class(type(module))

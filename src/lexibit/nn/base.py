@@ -60,5 +60,5 @@ class Quantized(nn.Module):
                 missing, errors = child.load_tensors(name, state_dict)
                 missing_keys.extend(missing)
                 error_msgs.extend(errors)
-                mine = {name, name + CodebookWeight.LEVELS}
+                mine = child.spec.keys(name).values()
                 unexpected_keys[:] = [key for key in unexpected_keys if key not in mine]

@@ -14,28 +14,59 @@ from lexibit.packing import unpack, unpack_rows
 _CHUNK = 1 << 20
 
 
-def decode(codes: Tensor, levels: Tensor, shape: list[int], bits: int, block: list[int], form: str) -> Tensor:
+def decode(
+    codes: Tensor,
+    levels: Tensor,
+    origins: Tensor | None,
+    mask: Tensor | None,
+    shape: list[int],
+    bits: int,
+    block: list[int],
+    form: str,
+    extra: list[int],
+) -> Tensor:
     """The weight, ``shape`` in the dtype of ``levels``."""
-    groups = Groups(*matrix_shape(tuple(shape)), (block[0], block[1]))
+    groups = _groups(shape, block, extra)
     out = levels.new_empty(groups.rows, groups.columns)
-    if out.numel() == 0:
-        return out.view(shape)
-    table = LevelForm(form).expand(levels, bits)
-    # eight rows of codes are whole bytes: a chunk that begins there begins at a byte
-    step = max(_CHUNK // (8 * groups.columns), 1) * 8
-    for start in range(0, groups.rows, step):
-        stop = min(start + step, groups.rows)
-        first = start * groups.columns * bits // 8
-        part = unpack(codes[first:], bits, (stop - start) * groups.columns)
-        rows = torch.arange(start, stop, device=codes.device)
-        out[start:stop] = groups.lookup(part.view(-1, groups.columns), table, rows)
+    if out.numel():
+        table = LevelForm(form).expand(levels, bits)
+        # eight rows of codes are whole bytes: a chunk that begins there begins at a byte
+        step = max(_CHUNK // (8 * groups.columns), 1) * 8
+        for start in range(0, groups.rows, step):
+            stop = min(start + step, groups.rows)
+            first = start * groups.columns * bits // 8
+            part = unpack(codes[first:], bits, (stop - start) * groups.columns)
+            rows = torch.arange(start, stop, device=codes.device)
+            out[start:stop] = groups.lookup(part.view(-1, groups.columns), table, rows)
+    for axis in (0, 1):
+        if extra[axis] and origins is not None:
+            out = _add_extra(out, origins, axis)
+    if mask is not None:
+        out.masked_fill_(unpack(mask, 1, out.numel()).view(out.shape).bool(), 0.0)
     return out.view(shape)
+
+
+def _groups(shape: list[int], block: list[int], extra: list[int]) -> Groups:
+    rows, columns = matrix_shape(tuple(shape))
+    return Groups(rows + extra[0], columns + extra[1], (block[0], block[1]))
+
+
+def _add_extra(stored: Tensor, origins: Tensor, axis: int) -> Tensor:
+    """The matrix without its extra rows (axis 0) or columns (axis 1), each added to its origin."""
+    own = stored.shape[axis] - len(origins)
+    # contiguous, so that it is a weight like any other
+    kept = stored.narrow(axis, 0, own).contiguous()
+    return kept.index_add_(axis, origins, stored.narrow(axis, own, len(origins)))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
     """The very call that the float module makes, so that the results agree to the last bit."""
     if not transposed:
-        return F.linear(x, weight, bias)
+        if x.dim() < 3 or x.is_contiguous():
+            return F.linear(x, weight, bias)
+        # what F.linear makes of such an x if the weight is a parameter that is trained, as it is elsewhere
+        folded = (x.reshape(-1, x.shape[-1]) @ weight.t()).view(*x.shape[:-1], weight.shape[0])
+        return folded if bias is None else folded.add_(bias)
     flat = x.reshape(-1, x.shape[-1])
     out = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
     return out.view(*x.shape[:-1], weight.shape[1])
@@ -45,25 +76,41 @@ def embedding(
     ids: Tensor,
     codes: Tensor,
     levels: Tensor,
+    origins: Tensor | None,
+    mask: Tensor | None,
     shape: list[int],
     bits: int,
     block: list[int],
     form: str,
+    extra: list[int],
 ) -> Tensor:
     """The rows ``ids`` of the weight: ``[*ids.shape, columns]``."""
-    groups = Groups(*matrix_shape(tuple(shape)), (block[0], block[1]))
+    rows, columns = matrix_shape(tuple(shape))
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"rows are looked up by int64 or int32, not {ids.dtype}")
-    rows = ids.reshape(-1).long()
-    if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < groups.rows):
-        raise IndexError(f"row {int(rows.min())} or {int(rows.max())} of {groups.rows} rows")
-    if rows.numel() * groups.columns == 0:
-        return levels.new_empty(*ids.shape, groups.columns)
+    wanted = ids.reshape(-1).long()
+    if wanted.numel() and not (int(wanted.min()) >= 0 and int(wanted.max()) < rows):
+        raise IndexError(f"row {int(wanted.min())} or {int(wanted.max())} of {rows} rows")
+    if wanted.numel() * columns == 0:
+        return levels.new_empty(*ids.shape, columns)
+    if extra[0]:
+        # any row may have extra ones behind the last
+        whole = decode(codes, levels, origins, mask, shape, bits, block, form, extra)
+        return whole.view(rows, columns)[wanted].view(*ids.shape, columns)
+    groups = _groups(shape, block, extra)
+    part = _rows(codes, bits, groups, wanted)
+    out = groups.lookup(part, LevelForm(form).expand(levels, bits), wanted)
+    if origins is not None:
+        out = _add_extra(out, origins, 1)
+    if mask is not None:
+        out.masked_fill_(_rows(mask, 1, Groups(rows, columns, (1, columns)), wanted).bool(), 0.0)
+    return out.view(*ids.shape, columns)
+
+
+def _rows(packed: Tensor, bits: int, groups: Groups, rows: Tensor) -> Tensor:
+    """Some rows of a packed matrix, without unpacking the others: uint8 ``[n, columns]``."""
     row_bits = groups.columns * bits
-    if row_bits % 8 == 0:
-        picked = codes.view(groups.rows, row_bits // 8)[rows].view(-1)
-        part = unpack(picked, bits, len(rows) * groups.columns).view(-1, groups.columns)
-    else:
-        part = unpack_rows(codes, bits, groups.columns, rows)
-    table = LevelForm(form).expand(levels, bits)
-    return groups.lookup(part, table, rows).view(*ids.shape, groups.columns)
+    if row_bits % 8:
+        return unpack_rows(packed, bits, groups.columns, rows)
+    picked = packed.view(groups.rows, row_bits // 8)[rows].view(-1)
+    return unpack(picked, bits, len(rows) * groups.columns).view(-1, groups.columns)

@@ -9,12 +9,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lexibit.errors import LexibitError, unknown
-from lexibit.schemes.base import Scheme
+from lexibit.schemes.aciq import ACIQ
+from lexibit.schemes.base import Choice, Scheme
+from lexibit.schemes.binary import Binary
+from lexibit.schemes.kl import KL
 from lexibit.schemes.kmeans import KMeans
 from lexibit.schemes.linear import Linear
 from lexibit.schemes.lq import LQ
+from lexibit.schemes.mse import MSE
+from lexibit.schemes.ocs import OCS
 
-__all__ = ["Scheme", "names", "register", "scheme"]
+__all__ = ["Choice", "Scheme", "does_not_weigh", "names", "register", "scheme"]
 
 _SCHEMES: dict[str, type[Scheme]] = {}
 
@@ -41,10 +46,19 @@ def scheme(name: str, options: Mapping[str, Any] | None = None) -> Scheme:
     return _SCHEMES[name].with_options(dict(options or {}))
 
 
+def does_not_weigh(name: str) -> LexibitError:
+    """An error for an importance that a scheme has no use for."""
+    weighing = ", ".join(other for other in names() if _SCHEMES[other]().weighs)
+    return LexibitError(
+        f"scheme {name!r} does not use importances: leave them out, or choose one that minimises a weighted "
+        f"error ({weighing}; ocs does with clip=mse)"
+    )
+
+
 def names() -> Iterator[str]:
     """The names of all schemes."""
     return iter(sorted(_SCHEMES))
 
 
-for _scheme in (KMeans, Linear, LQ):
+for _scheme in (KMeans, Linear, LQ, ACIQ, MSE, KL, OCS, Binary):
     register(_scheme)

@@ -6,11 +6,28 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from lexibit.errors import LexibitError, unknown
+from lexibit.groups import Groups
 from lexibit.levels import LevelForm
 from lexibit.packing import MAX_BITS, MIN_BITS
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a scheme chose for a weight.
+
+    Attributes:
+        levels: float32 ``[groups, form.width(bits)]``.
+        codes: uint8, the stored matrix: the weight's own rows and columns, then the extra ones.
+        origins: int32 ``[extra]``, to which row or column each extra one is added; None without any.
+    """
+
+    levels: Tensor
+    codes: Tensor
+    origins: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -19,16 +36,24 @@ class Scheme(ABC):
 
     Attributes:
         name: how users call it.
-        form: the form of the levels it returns.
+        groups: which weights share levels if the user does not say.
         min_bits, max_bits: the widths it can work with.
-        weighs: whether it takes importances.
     """
 
     name: ClassVar[str]
-    form: ClassVar[LevelForm] = LevelForm.TABLE
+    groups: ClassVar[str] = "matrix"
     min_bits: ClassVar[int] = MIN_BITS
     max_bits: ClassVar[int] = MAX_BITS
-    weighs: ClassVar[bool] = False
+
+    @property
+    def form(self) -> LevelForm:
+        """The form of the levels it returns."""
+        return LevelForm.TABLE
+
+    @property
+    def weighs(self) -> bool:
+        """Whether it takes importances."""
+        return False
 
     @abstractmethod
     def fit(self, values: Tensor, bits: int, importance: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
@@ -37,12 +62,47 @@ class Scheme(ABC):
         Args:
             values: float32 ``[groups, size]`` on the CPU, finite, neither axis empty.
             bits: width of a code, within ``min_bits .. max_bits``.
-            importance: float32 like ``values``, >= 0, or None; given only if ``weighs``.
+            importance: float32 like ``values``, >= 0 and not all zero in any group, or None; given only
+                if ``weighs``.
             seed: of any random choice.
 
         Returns:
             levels float32 ``[groups, form.width(bits)]`` and codes uint8 ``[groups, size]``.
         """
+
+    def extra(self, channels: int) -> int:
+        """How many input channels are stored beyond the ``channels`` of a weight."""
+        return 0
+
+    def fault(self, groups: Groups, axis: int) -> str:
+        """What is wrong with groups of the stored matrix, empty if nothing is; ``axis`` as for ``choose``."""
+        return ""
+
+    def choose(
+        self, matrix: Tensor, groups: Groups, bits: int, importance: Tensor | None, seed: int, axis: int
+    ) -> Choice:
+        """Levels and codes for a whole weight, group by group.
+
+        Args:
+            matrix: float32 ``[rows, columns]`` on the CPU, finite.
+            groups: of the stored matrix.
+            bits: width of a code.
+            importance: float32 like ``matrix``, >= 0, or None; given only if ``weighs``. A group whose
+                importances are all zero counts as unweighted.
+            seed: of any random choice.
+            axis: of the input channels: 1 (columns) but for transformers' Conv1D.
+        """
+        levels = torch.zeros(groups.count, self.form.width(bits))
+        weighing = None if importance is None else groups.split(importance)
+        parts = []
+        for batch, (index, values) in enumerate(groups.split(matrix)):
+            m = None
+            if weighing is not None:
+                m = weighing[batch][1].contiguous()
+                m = torch.where((m > 0).any(1, keepdim=True), m, 1.0)
+            levels[index], codes = self.fit(values.contiguous(), bits, m, seed)
+            parts.append(codes)
+        return Choice(levels, groups.join(parts))
 
     @classmethod
     def with_options(cls, options: dict[str, Any]) -> Scheme:

@@ -38,7 +38,6 @@ class KMeans(Scheme):
     """
 
     name: ClassVar[str] = "kmeans"
-    weighs: ClassVar[bool] = True
 
     init: str = "auto"
     iterations: int | None = None
@@ -57,6 +56,11 @@ class KMeans(Scheme):
             raise LexibitError(f"kmeans iterations must be a whole number, not {self.iterations!r}")
         if self.iterations < 0:
             raise LexibitError(f"kmeans iterations must not be negative, not {self.iterations}")
+
+    @property
+    def weighs(self) -> bool:
+        """It minimises a weighted error."""
+        return True
 
     def fit(self, values: Tensor, bits: int, importance: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
         """Levels and codes; see :meth:`Scheme.fit`."""

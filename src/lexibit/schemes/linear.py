@@ -27,7 +27,11 @@ class Linear(Scheme):
     """
 
     name: ClassVar[str] = "linear"
-    weighs: ClassVar[bool] = True
+
+    @property
+    def weighs(self) -> bool:
+        """Its means are weighted."""
+        return True
 
     def fit(self, values: Tensor, bits: int, importance: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
         """Levels and codes; see :meth:`Scheme.fit`."""

@@ -6,6 +6,7 @@ it is exact and fast.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,14 +29,19 @@ def midpoints(levels: Floats) -> Floats:
 
 def floor32(x: NDArray[Any]) -> Singles:
     """The largest float32 not above each float64: a limit that leaves x itself below."""
-    near = x.astype(np.float32)
+    near = _float32(x)
     return np.where(near > x, np.nextafter(near, np.float32(-np.inf)), near)
 
 
 def under32(x: NDArray[Any]) -> Singles:
     """The largest float32 below each float64: a limit that leaves x itself above."""
-    near = x.astype(np.float32)
+    near = _float32(x)
     return np.where(near >= x, np.nextafter(near, np.float32(-np.inf)), near)
+
+
+def _float32(x: NDArray[Any]) -> Singles:
+    with np.errstate(over="ignore"):  # beyond float32 is beyond all values
+        return x.astype(np.float32)
 
 
 def nearest(values: Singles, levels: NDArray[Any]) -> Codes:
@@ -50,13 +56,18 @@ def intervals(values: Singles, limits: Singles) -> Codes:
     """How many of the ascending limits [G, k - 1] each value [G, S] is above: uint8 [G, S], k <= 256."""
     values = np.ascontiguousarray(values, dtype=np.float32)
     codes = np.zeros(values.shape, dtype=np.uint8)
-    groups, size = values.shape
-    rows = max(1, CHUNK // max(size, 1))
-    for g in range(0, groups, rows):
-        for s in range(0, size, CHUNK):
-            part = (slice(g, g + rows), slice(s, s + CHUNK))
-            _count(values[part], limits[g : g + rows], codes[part])
+    for rows, columns in blocks(values.shape):
+        _count(values[rows, columns], limits[rows], codes[rows, columns])
     return codes
+
+
+def blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
+    """Blocks of at most CHUNK entries that make up an array [G, S]: which rows, which columns."""
+    groups, size = shape
+    step = max(1, CHUNK // max(size, 1))
+    for g in range(0, groups, step):
+        for s in range(0, size, CHUNK):
+            yield slice(g, g + step), slice(s, s + CHUNK)
 
 
 def _count(values: Singles, limits: Singles, codes: Codes) -> None:
