@@ -65,9 +65,7 @@ def test_uniform_levels_about_a_middle_are_a_special_case_of_binary_ones(bits: i
     step = numbers(LevelForm.SYMMETRIC, bits).abs().double()
     uniform = torch.cat([step, torch.full_like(step, -(2**bits - 1) / 2)], 1)
     binary = step / 2 * 2.0 ** torch.arange(bits)
-    torch.testing.assert_close(
-        LevelForm.BINARY.expand(binary, bits), LevelForm.UNIFORM.expand(uniform, bits)
-    )
+    torch.testing.assert_close(LevelForm.BINARY.expand(binary, bits), LevelForm.UNIFORM.expand(uniform, bits))
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

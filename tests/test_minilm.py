@@ -25,9 +25,13 @@ STSB = DATA / "data" / "STS-B" / "sts-dev.csv"
 # float32: Spearman x 100. At 4 bits: Spearman x 100, cosine to float32; and how near to come
 FLOAT32 = 86.72
 EXPECTED = {
-    "linear": ((79.5, 0.6), (0.37, 0.03)),
-    "lq": ((74.2, 0.6), (0.18, 0.03)),
-    "kmeans": ((86.6, 0.4), (0.94, 0.02)),
+    "linear": ({"scheme": "linear"}, (79.5, 0.6), (0.37, 0.03)),
+    "linear, 128 groups": ({"scheme": "linear", "groups": "blocks:128"}, (85.9, 0.6), None),
+    "lq": ({"scheme": "lq"}, (74.2, 0.6), (0.18, 0.03)),
+    "kmeans": ({"scheme": "kmeans"}, (86.6, 0.4), (0.94, 0.02)),
+    "aciq": ({"scheme": "aciq"}, (84.8, 0.6), (0.76, 0.03)),
+    "ocs": ({"scheme": "ocs", "options": {"ratio": 0.05}}, (85.7, 0.6), (0.75, 0.03)),
+    "alternating codes": ({"scheme": "binary", "groups": "row"}, (86.4, 0.4), None),
 }
 
 
@@ -75,19 +79,20 @@ def test_the_float_model_has_the_known_correlation(float_embeddings, pairs):
 def test_at_four_bits_a_scheme_keeps_what_an_independent_implementation_keeps(
     float_embeddings, pairs, tmp_path, scheme
 ):
+    options, (known, near), known_cosine = EXPECTED[scheme]
     source, out = demo.encoder_folder(), tmp_path / "packed"
-    plan, nbytes = checkpoint.quantize_to(source, out, LexibitConfig(scheme=scheme, bits=4), progress=False)
+    plan, nbytes = checkpoint.quantize_to(source, out, LexibitConfig(bits=4, **options), progress=False)
     floats = load_file(source / "model.safetensors")
     matrices = {name for name, tensor in floats.items() if tensor.dim() == 2 and tensor.is_floating_point()}
     assert {weight.name for weight in plan.weights} == matrices
-    assert plan.bits_per_weight < 4.01
-    assert nbytes < (source / "model.safetensors").stat().st_size / 7.5
+    assert plan.bits_per_weight < 4.3
+    assert nbytes < (source / "model.safetensors").stat().st_size / 7
     assert len(codebooks(AutoModel.from_pretrained(out))) == len(matrices)
 
     found = embeddings(out, pairs)
     cosine = np.mean([found[text] @ vector for text, vector in float_embeddings.items()])
     correlation = spearman(found, pairs)
     print(f"{scheme}: Spearman x 100 {correlation:.2f}, cosine to float32 {cosine:.3f}")
-    (known, near), (known_cosine, near_cosine) = EXPECTED[scheme]
     assert correlation == pytest.approx(known, abs=near)
-    assert cosine == pytest.approx(known_cosine, abs=near_cosine)
+    if known_cosine:
+        assert cosine == pytest.approx(known_cosine[0], abs=known_cosine[1])

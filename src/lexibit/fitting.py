@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lexibit import importance as importances
 from lexibit import schemes
@@ -125,6 +127,28 @@ def install_everywhere(planned: PlannedWeight, weight: CodebookWeight) -> None:
     """Put one weight in all the places that use it, so that they go on sharing it."""
     for use in planned.uses:
         install(use.module, use.parameter, weight)
+
+
+@contextmanager
+def installed(weights: Iterable[tuple[PlannedWeight, CodebookWeight]]) -> Iterator[None]:
+    """The model with some weights in codes inside; with its float weights, as it was, afterwards."""
+    weights = list(weights)
+    uses = [use for planned, _ in weights for use in planned.uses]
+    before = {use.module: (type(use.module), dict(use.module._parameters)) for use in uses}
+    try:
+        for planned, weight in weights:
+            install_everywhere(planned, weight)
+        yield
+    finally:
+        for use in uses:
+            use.module._modules.pop(use.parameter + CodebookWeight.SUFFIX, None)
+        for module, (cls, parameters) in before.items():
+            module.__class__ = cls
+            # in their own order
+            module._parameters.clear()
+            module._parameters.update(parameters)
+            if isinstance(module, nn.RNNBase):
+                module._init_flat_weights()
 
 
 class Quantizing:

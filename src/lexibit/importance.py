@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from lexibit.errors import LexibitError, unknown
 from lexibit.files import replacing
 from lexibit.groups import matrix_shape
+from lexibit.nn.modes import evaluating
 from lexibit.progress import progress_bar
 
 Tensors = Mapping[str, Tensor]
@@ -71,9 +72,7 @@ class Magnitude:
             if not (low <= value <= high and math.isfinite(value)):
                 raise LexibitError(f"importance: {name} must be {said}, not {value}")
         if self.mask and not self.P:
-            raise LexibitError(
-                "importance: mask stores which weights P prunes, and P is 0: add P or drop mask"
-            )
+            raise LexibitError("importance: mask stores what P prunes, and P is 0: add P or drop mask")
 
     def of(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
         """Importance of a float32 matrix, and where it is pruned if there is a mask.
@@ -257,7 +256,7 @@ def fisher(
                 if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
                     raise LexibitError("the loss must be a tensor of one number that depends on the weights")
                 if not value.isfinite():
-                    raise LexibitError(f"the loss of batch {count} is {float(value)}: look at the batch")
+                    raise LexibitError(f"the loss of batch {count} is {value.item()}: look at the batch")
                 value.backward()  # type: ignore[no-untyped-call]
             count += 1
     if not count:
@@ -279,17 +278,14 @@ def _own_loss(model: nn.Module, batch: Any) -> Tensor:
 @contextmanager
 def _without_traces(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients, and all as it was afterwards."""
-    training = {module: module.training for module in model.modules()}
     before = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
-    model.eval()
     for parameter in before:
         parameter.requires_grad_(False)
         parameter.grad = None
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
-        for module, mode in training.items():
-            module.training = mode
         for parameter, (requires_grad, grad) in before.items():
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -128,6 +128,17 @@ class PlannedWeight:
     def bytes_after(self) -> int:
         """Its size when stored."""
         return self.spec.nbytes
+
+    def by(self, recipe: Recipe) -> PlannedWeight:
+        """The same weight by another recipe.
+
+        Raises:
+            LexibitError: the recipe's groups do not go with the weight.
+        """
+        dtype = getattr(torch, self.spec.dtype)
+        kinds = {use.kind for use in self.uses}
+        spec = spec_of(self.spec.shape, dtype, recipe, name=self.name, kinds=kinds)
+        return replace(self, recipe=recipe, spec=spec)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,12 @@ class WeightSpec:
         return self.groups.count, self.form.width(self.bits)
 
     @property
+    def levels_bytes(self) -> int:
+        """Bytes of a stored level."""
+        itemsize: int = getattr(torch, self.levels_dtype).itemsize
+        return itemsize
+
+    @property
     def parts(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Dtype and shape of every part that is stored, in the order of :data:`PARTS`."""
         parts: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {

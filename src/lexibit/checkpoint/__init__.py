@@ -2,7 +2,7 @@
 
 from lexibit.checkpoint.contents import Contents, compare, errors_against, inspect, read_texts
 from lexibit.checkpoint.modules import load, save
-from lexibit.checkpoint.source import find, load_float, load_quantized, plan
+from lexibit.checkpoint.source import find, load_float, load_quantized, load_tensors, load_tokenizer, plan
 from lexibit.checkpoint.target import quantize_to
 
 __all__ = [
@@ -14,6 +14,8 @@ __all__ = [
     "load",
     "load_float",
     "load_quantized",
+    "load_tensors",
+    "load_tokenizer",
     "plan",
     "quantize_to",
     "read_texts",

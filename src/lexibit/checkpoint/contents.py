@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from lexibit import format
-from lexibit.checkpoint.source import load_float, load_quantized, weight_files
+from lexibit.checkpoint.source import load_float, load_quantized, load_tokenizer, weight_files
 from lexibit.errors import LexibitError
 from lexibit.fidelity import OutputFidelity, WeightError, output_fidelity, weight_errors
 from lexibit.nn import codebooks
 from lexibit.weight import CodebookWeight, WeightSpec, bits_per_weight
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.spm", "merges.txt")
 
 
 @dataclass(frozen=True)
@@ -98,14 +95,7 @@ def compare(
     for path in (folder, original):
         if not path.is_dir():
             raise LexibitError(f"{path}: no such folder; outputs need a model's config.json")
-    quantized, floats = load_quantized(folder), load_float(original)
-    # without its files transformers makes up a tokenizer that knows no words
-    if not any(next(original.glob(files), None) for files in _TOKENIZER_FILES):
-        raise LexibitError(f"{original}: no tokenizer in it: copy the model's tokenizer files there")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(original)
-    except (OSError, ValueError) as error:
-        raise LexibitError(f"{original}: no tokenizer in it that can be used: {error}") from error
+    quantized, floats, tokenizer = load_quantized(folder), load_float(original), load_tokenizer(original)
     return output_fidelity(quantized, floats, tokenizer, texts, batch_size=batch_size, max_length=max_length)
 
 

@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lexibit import format
 from lexibit.config import LexibitConfig
@@ -30,6 +30,8 @@ WEIGHT_FILES = (
     ".gguf",
     ".ot",
 )
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.spm", "merges.txt")
 
 
 def find(source: str | Path, *, weights: bool = True) -> Path:
@@ -142,6 +144,22 @@ def load_quantized(folder: Path) -> PreTrainedModel:
     return _load(cls, folder)
 
 
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder.
+
+    Raises:
+        LexibitError: there is none, or it cannot be used.
+    """
+    # without its files transformers makes up a tokenizer that knows no words
+    if not any(next(folder.glob(files), None) for files in _TOKENIZER_FILES):
+        raise LexibitError(f"{folder}: no tokenizer in it: copy the model's tokenizer files there")
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise LexibitError(f"{folder}: no tokenizer in it that can be used: {error}") from error
+    return tokenizer
+
+
 def _check_float(folder: Path, config: PreTrainedConfig) -> None:
     if getattr(config, "quantization_config", None) is not None:
         raise LexibitError(f"{folder}: quantized already: give the float model that it came from")
@@ -183,6 +201,17 @@ def _headers(file: Path) -> dict[str, Tensor]:
             dtype = format.TORCH_DTYPES.get(part.get_dtype()) or part[:0].dtype
             tensors[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
     return tensors
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a float safetensors file.
+
+    Raises:
+        LexibitError: it holds weights in codes, or is damaged.
+    """
+    refuse_packed(file)
+    with format.open_file(file) as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
 
 
 def refuse_packed(file: Path) -> None:

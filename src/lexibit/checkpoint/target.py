@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from lexibit import format
-from lexibit.checkpoint.source import WEIGHT_FILES, load_float, refuse_packed, weight_files
+from lexibit.checkpoint.source import WEIGHT_FILES, load_float, load_tensors, weight_files
 from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
 from lexibit.files import sync
@@ -54,9 +54,7 @@ def quantize_to(source: Path, out: Path, config: LexibitConfig, *, progress: boo
 
 
 def _quantize_file(source: Path, out: Path, config: LexibitConfig, progress: bool) -> Plan:
-    refuse_packed(source)
-    with format.open_file(source) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors = load_tensors(source)
     done = Plan.of_tensors(tensors, config)
     if not done.weights:
         raise LexibitError(f"{source}: nothing to quantize in it: see lexibit plan {source}")
@@ -64,7 +62,7 @@ def _quantize_file(source: Path, out: Path, config: LexibitConfig, progress: boo
     for planned in done.weights:
         quantizing.add(planned, tensors[planned.name])
     packed = {planned.name: weight for planned, weight in quantizing.results()}
-    format.write(out, tensors | packed)
+    format.write(out, {**tensors, **packed})
     return done
 
 

@@ -10,10 +10,12 @@ from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
 
 from lexibit.cli.compare import compare
+from lexibit.cli.compare_schemes import compare_schemes
 from lexibit.cli.demo import demo
 from lexibit.cli.inspect import inspect
 from lexibit.cli.plan import plan
 from lexibit.cli.quantize import quantize
+from lexibit.cli.sensitivity import sensitivity
 from lexibit.cli.show import errors
 from lexibit.errors import LexibitError
 
@@ -27,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (plan, quantize, inspect, compare, demo):
+for command in (plan, quantize, inspect, compare, sensitivity, compare_schemes, demo):
     app.command()(command)
 
 

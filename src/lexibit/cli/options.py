@@ -12,11 +12,19 @@ from typing import Annotated, Any
 import typer
 
 from lexibit import schemes
-from lexibit.config import LEVELS_DTYPES, LexibitConfig
+from lexibit.config import AUTO, LEVELS_DTYPES, LexibitConfig
 from lexibit.errors import LexibitError
 
 Model = Annotated[
     str, typer.Argument(help="A hub name, a model folder, or a .safetensors file.", metavar="MODEL")
+]
+
+Importance = Annotated[
+    str | None,
+    typer.Option(
+        help="How much each weight's error counts, for schemes that weigh errors: by magnitude, like "
+        "E=1,C=0.999,P=0.05, or a FILE.safetensors of tensors under the weights' names."
+    ),
 ]
 
 _MATCH = "A shell pattern on the weights' names, like '*.query'; may be given more than once."
@@ -31,16 +39,18 @@ def _config(
         str,
         typer.Option(
             help="Which weights share levels: matrix, row, rows:N (blocks of N rows), blocks:N "
-            "(at most N blocks of rows), columns:N (runs of N columns in a row)."
+            "(at most N blocks of rows), columns:N (runs of N columns in a row); auto: row for binary codes, "
+            "matrix for all others."
         ),
-    ] = "matrix",
+    ] = AUTO,
     option: Annotated[
         list[str] | None,
-        typer.Option(help="An option of the scheme, like init=k-means++.", metavar="NAME=VALUE"),
+        typer.Option(help="An option of the scheme, like init=k-means++ or clip=mse.", metavar="NAME=VALUE"),
     ] = None,
     levels_dtype: Annotated[
         str, typer.Option(help=f"How levels are stored: {', '.join(LEVELS_DTYPES)}.")
     ] = "float32",
+    importance: Importance = None,
     embeddings: Annotated[bool, typer.Option(help="Quantize embeddings too.")] = True,
     heads: Annotated[bool, typer.Option(help="Quantize task heads too.")] = False,
     include: Annotated[
@@ -71,6 +81,7 @@ def _config(
         groups=groups,
         options=dict(map(_setting, option or [])),
         levels_dtype=levels_dtype,
+        importance=importance,
         embeddings=embeddings,
         heads=heads,
         include=include or [],

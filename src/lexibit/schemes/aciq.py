@@ -30,7 +30,8 @@ class ACIQ(Uniform):
 
     We chose: the minimum is solved for, by Lambert's W (``alpha / b = W(3 4^M)``) or as the root of the
     derivative; the grid never reaches beyond the outermost weights, where it would gain nothing, and to them
-    where weights are equal and have no width; an affine grid is clipped about the mean. Of each group the better prior is found by quantizing with both.
+    where weights are equal and have no width; an affine grid is clipped about the mean. Of each group the
+    better prior is found by quantizing with both.
 
     Attributes:
         prior: ``best``, ``gauss`` or ``laplace``.

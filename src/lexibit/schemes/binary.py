@@ -56,9 +56,7 @@ class Binary(Scheme):
         if self.rounds is None:
             return
         if self.method != "alternating":
-            raise LexibitError(
-                f"binary rounds do not apply to method={self.method!r}: add method=alternating"
-            )
+            raise LexibitError(f"binary rounds go with method=alternating, not with {self.method!r}")
         if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 0:
             raise LexibitError(f"binary rounds must be a whole number, 0 or more, not {self.rounds!r}")
 

@@ -100,8 +100,9 @@ class Uniform(Scheme):
     ``xi (w^ + mu)``.
 
     We chose: halves round to even; the affine grid has ``2^k`` levels from ``low`` to ``high``; the bias
-    correction works on a group, so that on a channel is ``groups="row"``, restores both exactly, and costs no
-    more than an offset a group, as it moves the levels and not the codes.
+    correction works on a group, so that on a channel is ``groups="row"``, restores both exactly (weights that
+    all took one level are only moved), and costs no more than an offset a group, as it moves the levels and
+    not the codes.
 
     Attributes:
         affine: whether the grid may lie anywhere, or is symmetric about zero.

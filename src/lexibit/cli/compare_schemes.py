@@ -1,0 +1,153 @@
+"""``lexibit compare-schemes``: every scheme side by side."""
+
+from __future__ import annotations
+
+import json as to_json
+from collections.abc import Callable
+from math import isnan
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lexibit import checkpoint, comparison
+from lexibit.cli.measures import BatchSize, Data, Limit, TaskName, Text, measures
+from lexibit.cli.options import Importance, Model
+from lexibit.cli.show import Json, console, print_json, size, table
+from lexibit.demo import sentences
+from lexibit.errors import LexibitError
+from lexibit.packing import MAX_BITS, MIN_BITS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def compare_schemes(
+    model: Model,
+    bits: Annotated[str, typer.Option(help="Widths of a code, like 2,3,4.")] = "2,3,4",
+    equal: Annotated[
+        bool,
+        typer.Option(
+            "--equal/--own",
+            help="All schemes at the same stored bits, or each in the form of its paper.",
+        ),
+    ] = True,
+    overhead: Annotated[
+        float,
+        typer.Option(help="With --equal: what may be stored beyond the codes, as a share of them.", min=0),
+    ] = 0.05,
+    scheme: Annotated[
+        list[str] | None, typer.Option(help="Compare only this one; may be given more than once.")
+    ] = None,
+    importance: Importance = None,
+    levels_dtype: Annotated[str, typer.Option(help="How levels are stored.")] = "float16",
+    text: Text = None,
+    task: TaskName = None,
+    data: Data = None,
+    limit: Limit = None,
+    batch_size: BatchSize = 16,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    json: Json = False,
+) -> None:
+    """Compare all schemes on your model: error, size and outputs, at equal stored bits.
+
+    With --equal every scheme spends what its codes leave of the budget on as small groups as it can pay, or
+    OCS on as many split channels. Without --text the outputs are compared on English sentences that every
+    Python carries.
+
+    [bold]Examples[/]
+
+    lexibit compare-schemes ./my-bert --bits 2,3,4
+
+    lexibit compare-schemes ./my-bert --bits 3 --own --levels-dtype float32
+
+    lexibit compare-schemes ./minilm --bits 4 --task sts --data ./data --json
+    """
+    folder = checkpoint.find(model)
+    asked: dict[str, Any] = {
+        "bits": _widths(bits),
+        "equal": equal,
+        "overhead": overhead,
+        "schemes": scheme,
+        "importance": importance,
+        "levels_dtype": levels_dtype,
+        "seed": seed,
+        "progress": not json and console.is_terminal,
+    }
+    if folder.is_file():
+        if text is not None or task is not None:
+            raise LexibitError(f"{model}: outputs need a model's folder, not a file of weights")
+        found = comparison.compare_schemes(checkpoint.load_tensors(folder), **asked)
+    else:
+        loaded = checkpoint.load_float(folder)
+        judges = measures(
+            folder,
+            loaded,
+            text=text if text is not None or task is not None else sentences(),
+            task=task,
+            data=data,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        found = comparison.compare_schemes(loaded, reference=judges.reference, score=judges.score, **asked)
+    if json:
+        print_json(to_json.loads(found.to_json(orient="records")))
+        return
+    for (width, kind), lines in found.groupby(["bits", "kind"], sort=False):
+        if width != comparison.FLOAT_BITS:
+            console.print(_table(f"{width} bits, {kind}", lines))
+    _legend(found)
+
+
+def _widths(text: str) -> list[int]:
+    try:
+        widths = [int(part) for part in text.split(",")]
+    except ValueError:
+        widths = []
+    if not widths or not all(MIN_BITS <= width <= MAX_BITS for width in widths):
+        raise LexibitError(f"--bits {text!r}: write widths from {MIN_BITS} to {MAX_BITS}, like 2,3,4")
+    return widths
+
+
+# column of the result: its heading, and how its numbers are written
+_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "group_size": ("#group", "{:,.0f}".format),
+    "stored_bits": ("#stored", "{:.3f}".format),
+    "bytes": ("#bytes", size),
+    "mse": ("#MSE", "{:.3g}".format),
+    "mean_scale": ("#scale", "{:.3g}".format),
+    "cosine": ("#cosine", "{:.4f}".format),
+    "output_error": ("#outputs", "{:.3g}".format),
+    "score": ("#score", "{:.2f}".format),
+}
+
+
+def _table(title: str, lines: pd.DataFrame) -> Table:
+    """A line a scheme."""
+    columns = [name for name in _COLUMNS if name in lines and lines[name].notna().any()]
+    shown = table(title, "scheme", *(_COLUMNS[name][0] for name in columns))
+    for _, line in lines.iterrows():
+        cells = ["-" if isnan(line[name]) else _COLUMNS[name][1](line[name]) for name in columns]
+        shown.add_row(line["name"], *cells)
+    return shown
+
+
+def _legend(found: pd.DataFrame) -> None:
+    said = (
+        "group: weights that share levels; stored: bits a weight takes; MSE: mean of (W - W^)^2; scale: mean "
+        "scaling factor of binary codes, mean step of uniform grids"
+    )
+    if "cosine" in found:
+        said += (
+            "; cosine and outputs (|A - B|^2 / |A|^2): of the model's outputs, with these weights quantized"
+        )
+    console.print(said, style="dim")
+    floats = found[found["bits"] == comparison.FLOAT_BITS]
+    for _, line in floats.iterrows():
+        console.print(
+            f"score: {line['metric']} on {line['examples']:.0f} examples; float32 has {line['score']:.2f} "
+            f"({line['score_low']:.2f} to {line['score_high']:.2f})",
+            style="dim",
+            highlight=False,
+        )

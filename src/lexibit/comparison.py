@@ -1,0 +1,276 @@
+"""Every scheme side by side on one model: error, size, and what becomes of the model's outputs."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lexibit.config import LexibitConfig, Recipe
+from lexibit.errors import LexibitError, unknown
+from lexibit.fidelity import Reference
+from lexibit.fitting import Quantizing, installed
+from lexibit.groups import matrix_shape
+from lexibit.levels import LevelForm
+from lexibit.nn import codebooks
+from lexibit.plan import Plan, PlannedWeight
+from lexibit.progress import progress_bar
+from lexibit.schemes import scheme
+from lexibit.tasks import Score
+from lexibit.weight import CodebookWeight, WeightSpec, bits_per_weight
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ALL = "all"  # the kind of all weights together
+FLOAT_BITS = 32
+
+_ORIGIN_BITS = 32  # stored for each extra channel
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A scheme in the comparison.
+
+    Attributes:
+        name: what the table calls it.
+        scheme, options: as in a recipe.
+        own: the groups of its paper, or of its kind of baseline; one line of the table each.
+    """
+
+    name: str
+    scheme: str
+    own: tuple[str, ...] = ("matrix",)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+CONTENDERS = (
+    Contender("linear", "linear", ("matrix", "blocks:128")),
+    Contender("k-means, paper's recipe", "kmeans", options={"init": "k-means++"}),
+    Contender("k-means", "kmeans", ("matrix", "row")),
+    Contender("LQ", "lq"),
+    Contender("ACIQ", "aciq"),
+    Contender("MSE clip", "mse"),
+    Contender("KL clip", "kl"),
+    Contender("min-max, affine", "lq", ("row",), {"affine": True}),
+    Contender("MSE clip, affine", "mse", ("row",), {"affine": True}),
+    Contender("OCS", "ocs"),
+    Contender("OCS, MSE clip", "ocs", options={"clip": "mse"}),
+    Contender("greedy codes", "binary", ("row",), {"method": "greedy"}),
+    Contender("refined codes", "binary", ("row",), {"method": "refined"}),
+    Contender("alternating codes", "binary", ("row",)),
+)
+
+
+def compare_schemes(
+    model: nn.Module | Mapping[str, Tensor],
+    bits: Sequence[int] = (2, 3, 4),
+    *,
+    equal: bool = True,
+    overhead: float = 0.05,
+    schemes: Iterable[str] | None = None,
+    importance: str | None = None,
+    levels_dtype: str = "float16",
+    seed: int = 0,
+    reference: Reference | None = None,
+    score: Callable[[PreTrainedModel], Score] | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Quantize a model by every scheme, and lay what comes out side by side.
+
+    Args:
+        model: a float model, as it was afterwards; or the tensors of a file, of which only errors and sizes
+            are known.
+        bits: widths of a code.
+        equal: every scheme with the same budget of stored bits, ``k (1 + overhead)`` a weight, of which it
+            spends what its codes leave on as small groups as it can pay, or OCS on as many extra channels. If
+            not, each in the form of its paper, with the stored bits that takes.
+        overhead: what ``equal`` allows beyond the codes, as a share of their bits.
+        schemes: which, by their names; all if not given.
+        importance: of schemes that weigh errors, as in a recipe.
+        levels_dtype: how levels are stored.
+        seed: of every random choice.
+        reference: the model's own outputs on text, to measure the distance to.
+        score: measures the model on a task; more is better.
+        progress: whether to draw a progress bar on the terminal.
+
+    Returns:
+        A line for every scheme, width and kind of weight (and for all kinds together): its ``bits``,
+        ``kind``, ``name``, ``scheme``, ``options``, ``groups``; mean ``group_size`` in weights; ``weights``,
+        ``bytes`` and ``stored_bits`` a weight; ``mse`` and ``relative_error`` of the weights; ``mean_scale``,
+        the mean scaling factor of binary codes or the mean step of a uniform grid; ``cosine`` and
+        ``output_error`` of the outputs when that kind is quantized and no other; ``score``, ``score_low``,
+        ``score_high``, ``metric`` and ``examples`` when all are; ``seconds`` that quantizing all took. A
+        scheme that cannot work with a width has no line for it. With a score, the first line is the float
+        model's.
+
+    Raises:
+        LexibitError: a model that is quantized already, or an unknown scheme.
+    """
+    import pandas as pd
+
+    contenders = _chosen(schemes)
+    if isinstance(model, nn.Module) and codebooks(model):
+        raise LexibitError("the model is quantized already: give the float model")
+    config = LexibitConfig(seed=seed)
+    plan = Plan.of(model, config) if isinstance(model, nn.Module) else Plan.of_tensors(model, config)
+    runs = [(k, contender, groups) for k in bits for contender, groups in _lines(contenders, equal)]
+    rows: list[dict[str, Any]] = []
+    if score is not None and isinstance(model, PreTrainedModel):
+        rows.append(
+            {"bits": FLOAT_BITS, "kind": ALL, "name": "float32", "stored_bits": 32.0} | _scored(score(model))
+        )
+    with progress_bar(progress) as bar:
+        for k, contender, groups in bar.track(runs, description="schemes"):
+            recipe = _Recipes(k, contender, groups, overhead, levels_dtype, importance)
+            if not recipe.possible:
+                continue
+            start = time.perf_counter()
+            packed = _quantize(plan, model, recipe, config)
+            seconds = time.perf_counter() - start
+            kinds = list(dict.fromkeys(planned.kind for planned, _ in packed))
+            for kind in [*kinds, ALL] if len(kinds) > 1 else [ALL]:
+                chosen = [(p, w) for p, w in packed if kind in (p.kind, ALL)]
+                row = recipe.columns() | {"kind": kind} | _weights(chosen, model)
+                if isinstance(model, PreTrainedModel) and (reference is not None or score is not None):
+                    with installed(chosen):
+                        if reference is not None:
+                            fidelity = reference.fidelity(model)
+                            row |= {"cosine": fidelity.cosine, "output_error": fidelity.relative}
+                        if score is not None and kind == ALL:
+                            row |= _scored(score(model))
+                rows.append(row | {"seconds": seconds if kind == ALL else math.nan})
+    return pd.DataFrame(rows)
+
+
+def _chosen(schemes: Iterable[str] | None) -> list[Contender]:
+    known = {contender.scheme for contender in CONTENDERS}
+    wanted = known if schemes is None else set(schemes)
+    for name in wanted - known:
+        raise unknown("scheme to compare", name, known)
+    return [contender for contender in CONTENDERS if contender.scheme in wanted]
+
+
+def _lines(contenders: list[Contender], equal: bool) -> list[tuple[Contender, str]]:
+    """Every contender with its groups; empty for those that the budget decides."""
+    return [(contender, groups) for contender in contenders for groups in ([""] if equal else contender.own)]
+
+
+@dataclass(frozen=True)
+class _Recipes:
+    """The recipe of one line of the table, for any weight."""
+
+    bits: int
+    contender: Contender
+    groups: str
+    overhead: float
+    levels_dtype: str
+    importance: str | None
+
+    @property
+    def possible(self) -> bool:
+        """Whether the scheme works with this width."""
+        try:
+            scheme(self.contender.scheme, self.contender.options).check_bits(self.bits)
+        except LexibitError:
+            return False
+        return True
+
+    def columns(self) -> dict[str, Any]:
+        """What the table says of it."""
+        return {
+            "bits": self.bits,
+            "name": self.contender.name,
+            "scheme": self.contender.scheme,
+            "options": json.dumps(dict(self.contender.options)),
+            "groups": self.groups or "equal bits",
+        }
+
+    def of(self, planned: PlannedWeight) -> PlannedWeight:
+        """A weight of a plan, to be quantized by this."""
+        fitting = scheme(self.contender.scheme, self.contender.options)
+        recipe = Recipe(
+            self.contender.scheme,
+            self.bits,
+            self.groups or "matrix",
+            dict(self.contender.options),
+            self.levels_dtype,
+            self.importance if fitting.weighs else None,
+        )
+        made = planned.by(recipe)
+        return made if self.groups else planned.by(self._paid(recipe, made.spec))
+
+    def _paid(self, recipe: Recipe, spec: WeightSpec) -> Recipe:
+        """The recipe with as small groups, or as many extra channels, as the stored bits allow."""
+        rows, columns = matrix_shape(spec.shape)
+        budget = self.overhead * self.bits  # beyond the codes, a weight
+        width = 8 * spec.form.width(self.bits) * spec.levels_bytes
+        if "ocs" in self.contender.scheme:
+            axis = 0 if spec.extra[0] else 1
+            channels, length = (rows, columns) if axis == 0 else (columns, rows)
+            count = (budget * rows * columns - width) // (self.bits * length + _ORIGIN_BITS)
+            return replace(recipe, options={**(recipe.options or {}), "ratio": max(count, 0) / channels})
+        size = math.ceil(width / budget) if budget else rows * columns
+        if size <= columns:
+            return replace(recipe, groups=f"columns:{math.ceil(columns / (columns // size))}")
+        return replace(recipe, groups=f"rows:{math.ceil(size / columns)}")
+
+
+def _quantize(
+    plan: Plan, model: nn.Module | Mapping[str, Tensor], recipe: _Recipes, config: LexibitConfig
+) -> list[tuple[PlannedWeight, CodebookWeight]]:
+    quantizing = Quantizing(config, len(plan.weights), False)
+    for planned in plan.weights:
+        quantizing.add(recipe.of(planned), _value(planned, model))
+    return quantizing.results()
+
+
+def _value(planned: PlannedWeight, model: nn.Module | Mapping[str, Tensor]) -> Tensor:
+    """The float weight."""
+    if isinstance(model, nn.Module):
+        return planned.uses[0].module.get_parameter(planned.uses[0].parameter)
+    return model[planned.name]
+
+
+def _weights(
+    packed: list[tuple[PlannedWeight, CodebookWeight]], model: nn.Module | Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Errors and sizes of some weights together."""
+    squared = total = scales = 0.0
+    count = scale_count = groups = 0
+    for planned, weight in packed:
+        value = _value(planned, model).detach().double()
+        squared += (weight.decode().double() - value).square().sum().item()
+        total += value.square().sum().item()
+        count += value.numel()
+        groups += weight.spec.groups.count
+        if weight.spec.form is not LevelForm.TABLE:
+            scale = weight.levels if weight.spec.form is LevelForm.BINARY else weight.levels[:, :1]
+            scales += scale.double().abs().sum().item()
+            scale_count += scale.numel()
+    specs = [weight.spec for _, weight in packed]
+    return {
+        "group_size": count / max(groups, 1),
+        "weights": count,
+        "bytes": sum(spec.nbytes for spec in specs),
+        "stored_bits": bits_per_weight(specs),
+        "mse": squared / max(count, 1),
+        "relative_error": squared / total if total else float(squared > 0),
+        "mean_scale": scales / scale_count if scale_count else math.nan,
+    }
+
+
+def _scored(score: Score) -> dict[str, Any]:
+    return {
+        "metric": score.metric,
+        "score": score.value,
+        "score_low": score.low,
+        "score_high": score.high,
+        "examples": score.examples,
+    }
