@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lexibit
-from lexibit import LexibitConfig, checkpoint, cli, demo
+from lexibit import LexibitConfig, checkpoint, cli, comparison, demo
 
-COMMANDS = ["plan", "quantize", "inspect", "compare", "demo"]
+COMMANDS = ["plan", "quantize", "inspect", "compare", "sensitivity", "compare-schemes", "demo"]
 
 
 @pytest.fixture
@@ -237,6 +237,16 @@ BAD_OPTIONS = [
     (["--include", "*.qery"], "include: the pattern '*.qery' matches no parameter"),
     (["--exclude", "*.qery"], "exclude: the pattern '*.qery' matches no parameter"),
     (["--parameters", "*.qery"], "parameters: the pattern '*.qery' matches no parameter"),
+    (["--scheme", "binary", "--option", "method=greed"], "did you mean 'greedy'"),
+    (["--scheme", "binary", "--option", "rounds=many"], "whole number"),
+    (["--scheme", "ocs", "--option", "ratio=2"], "ocs ratio must be from 0 to 1"),
+    (["--scheme", "ocs", "--groups", "columns:4"], "choose groups of whole rows or split=naive"),
+    (["--scheme", "aciq", "--option", "affine=yes"], "affine must be true or false"),
+    (["--importance", "E=many"], "write E=NUMBER"),
+    (["--importance", "e=1"], "known: C, E"),
+    (["--importance", "none.safetensors"], "no safetensors file that can be read"),
+    (["--importance", "E=1", "--scheme", "lq"], "does not use importances"),
+    (["--rule", "*.query importance=P=2"], "P must be 0 to less than 1"),
     (["--seed", "-1", "--option", "init=k-means++"], "seed"),
 ]
 
@@ -251,6 +261,24 @@ def test_a_wrong_option_exits_with_1_and_says_what_is_right(
     assert message.startswith("error:")
     assert said in message
     assert {path.name for path in tmp_path.iterdir()} == {"float"}
+
+
+def test_schemes_importances_and_automatic_groups_reach_the_plan(run_json, float_folder):
+    plan = run_json(
+        "plan",
+        float_folder(),
+        *("--scheme", "binary", "--bits", "3", "--importance", "E=1,C=0.999"),
+        *("--rule", "*.query scheme=ocs options.clip=mse options.ratio=0.1 importance=P=0.1,mask"),
+        *("--rule", "*.key scheme=aciq options.affine=true"),
+    )
+    weights = {weight["name"].removeprefix("bert.encoder.layer.0."): weight for weight in plan["weights"]}
+    value = weights["attention.self.value.weight"]
+    assert (value["groups"], value["form"], value["importance"]) == ("row", "binary", "E=1,C=0.999")
+    query = weights["attention.self.query.weight"]
+    assert (query["groups"], query["extra"], query["mask"]) == ("matrix", [0, 3], True)
+    assert query["options"] == {"clip": "mse", "ratio": 0.1}
+    key = weights["attention.self.key.weight"]
+    assert (key["form"], key["importance"]) == ("uniform", None)
 
 
 # quantize --------------------------------------------------------------------------------------------
@@ -493,3 +521,155 @@ def test_as_a_process_it_writes_json_to_a_pipe_and_errors_to_standard_error(floa
     out, err = bad.communicate(timeout=120)
     assert (bad.returncode, out) == (1, "")
     assert err == "error: bits must be from 1 to 8, not 9\n"
+
+
+# sensitivity -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("w5 w6 w7\n\nw20 w21 w22 w23\nw90 w7\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def sts(tmp_path):
+    """A folder with a file of the task sts."""
+    lines = [f"n\tf\ty\t{i}\t{i % 5}.0\tw{5 + i} w{30 + i}\tw{40 + i % 3} w{6 + i}" for i in range(12)]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "sts-dev.csv").write_text("\n".join(lines), encoding="utf-8")
+    return tmp_path / "data"
+
+
+def assert_near(ours, theirs):
+    """Two records are equal, their numbers but for rounding."""
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        assert ours[key] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value)
+
+
+def test_sensitivity_on_text_is_the_python_call(run_json, float_folder, text):
+    folder = float_folder("bert")
+    found = run_json("sensitivity", folder, "--scheme", "linear", "--bits", "2", "--text", text)
+    model, tokenizer = checkpoint.load_float(folder), checkpoint.load_tokenizer(folder)
+    reference = lexibit.Reference(model, tokenizer, checkpoint.read_texts(text, 100))
+    expected = lexibit.sensitivity(model, LexibitConfig("linear", 2), reference=reference, progress=False)
+    assert [weight["name"] for weight in found["weights"]] == [one.name for one in expected]
+    assert_near(found["weights"][0], asdict(expected[0]))
+    assert found["config"]["scheme"] == "linear"
+
+
+def test_sensitivity_on_a_task_ranks_by_the_drop(run_json, run, float_folder, sts, text):
+    folder = float_folder("bert")
+    options = ["--bits", "1", "--task", "sts", "--data", sts, "--limit", "10", "--include", "*.output.dense"]
+    found = run_json("sensitivity", folder, *options)["weights"]
+    drops = [weight["drop"] for weight in found]
+    assert drops == sorted(drops, reverse=True)
+    assert len(found) == 4
+    assert all(weight["output_error"] is None for weight in found)
+    code, out, _ = run("sensitivity", folder, *options, "--text", text)
+    assert code == 0
+    for said in ("drop", "score", "outputs", "cosine", found[0]["name"], f"{drops[0]:+.2f}"):
+        assert said in out
+
+
+def test_sensitivity_says_what_it_lacks(fails, float_folder, tmp_path, sts):
+    folder = float_folder("bert")
+    assert "give --text FILE, or --task NAME and --data DIR" in fails("sensitivity", folder)
+    assert "--task and --data go together" in fails("sensitivity", folder, "--task", "sts")
+    assert "unknown task 'stsb': did you mean 'sts'" in fails(
+        "sensitivity", folder, "--task", "stsb", "--data", sts
+    )
+    assert "no sts-dev.csv" in fails("sensitivity", folder, "--task", "sts", "--data", folder)
+    assert "cannot be read" in fails("sensitivity", folder, "--text", tmp_path / "none.txt")
+    save_file({"a.weight": torch.ones(3, 3)}, tmp_path / "x.safetensors")
+    assert "a model's folder, not a file of weights" in fails("sensitivity", tmp_path / "x.safetensors")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert "no tokenizer in it" in fails("sensitivity", folder, "--task", "sts", "--data", sts)
+
+
+# compare-schemes -------------------------------------------------------------------------------------
+
+
+def test_compare_schemes_prints_every_scheme_for_every_width_and_kind(run, float_folder, text):
+    code, out, err = run("compare-schemes", float_folder("bert"), "--bits", "2,4", "--text", text)
+    assert code == 0, err
+    for title in ("2 bits, embedding", "2 bits, linear", "2 bits, all", "4 bits, all"):
+        assert title in out
+    for name in {contender.name for contender in comparison.CONTENDERS}:
+        assert out.count(name) >= 6, name
+    for column in ("stored", "bytes", "MSE", "scale", "cosine", "outputs"):
+        assert column in out
+    assert "score" not in out
+
+
+def test_compare_schemes_as_json_is_the_python_call(run_json, float_folder, text):
+    folder = float_folder("bert")
+    found = run_json(
+        "compare-schemes",
+        folder,
+        "--bits",
+        "3",
+        "--own",
+        "--scheme",
+        "lq",
+        "--scheme",
+        "binary",
+        "--text",
+        text,
+    )
+    model, tokenizer = checkpoint.load_float(folder), checkpoint.load_tokenizer(folder)
+    reference = lexibit.Reference(model, tokenizer, checkpoint.read_texts(text, 100))
+    expected = lexibit.compare_schemes(
+        model, (3,), equal=False, schemes=["lq", "binary"], reference=reference, progress=False
+    )
+    expected = json.loads(expected.to_json(orient="records"))
+    assert len(found) == len(expected) == 5 * 3
+    for ours, theirs in zip(found, expected, strict=True):
+        del ours["seconds"], theirs["seconds"]
+        assert_near(ours, theirs)
+
+
+def test_compare_schemes_scores_a_task_and_tells_of_the_float_model(run, run_json, float_folder, sts):
+    folder = float_folder("bert")
+    options = ["--bits", "3", "--scheme", "kmeans", "--task", "sts", "--data", sts]
+    found = run_json("compare-schemes", folder, *options)
+    assert found[0]["name"] == "float32"
+    assert found[0]["score_low"] <= found[0]["score"] <= found[0]["score_high"]
+    assert [line["score"] is not None for line in found] == [line["kind"] == "all" for line in found]
+    _, out, _ = run("compare-schemes", folder, *options)
+    assert f"Spearman x 100 on 12 examples; float32 has {found[0]['score']:.2f}" in out
+    assert "cosine" not in out
+
+
+def test_compare_schemes_without_text_takes_pythons_sentences(run_json, float_folder):
+    found = run_json("compare-schemes", float_folder("bert"), "--bits", "4", "--scheme", "lq", "--limit", "5")
+    assert all(0 < line["cosine"] <= 1 for line in found)
+
+
+def test_compare_schemes_of_a_bare_file_knows_errors_and_sizes(run, run_json, fails, tmp_path, text, packed):
+    file = tmp_path / "x.safetensors"
+    save_file({"a.weight": torch.randn(30, 40), "embed.weight": torch.randn(50, 40)}, file)
+    found = run_json("compare-schemes", file, "--bits", "3", "--overhead", "0.2")
+    assert {line["kind"] for line in found} == {"linear", "embedding", "all"}
+    assert all("cosine" not in line for line in found)
+    assert run("compare-schemes", file, "--bits", "3")[0] == 0
+    assert "a model's folder" in fails("compare-schemes", file, "--text", text)
+    packed_file = tmp_path / "y.safetensors"
+    packed_file.write_bytes((packed / "model.safetensors").read_bytes())
+    assert "quantized already" in fails("compare-schemes", packed_file)
+
+
+@pytest.mark.parametrize("bits", ["", "two", "0", "3,9", "3,,4", "2.5"])
+def test_compare_schemes_refuses_widths_that_do_not_exist(fails, float_folder, bits):
+    message = fails("compare-schemes", float_folder("bert"), "--bits", bits)
+    assert "write widths from 1 to 8, like 2,3,4" in message
+
+
+def test_compare_schemes_refuses_an_unknown_scheme_and_a_wrong_importance(fails, float_folder):
+    folder = float_folder("bert")
+    assert "did you mean 'kmeans'" in fails("compare-schemes", folder, "--scheme", "kmean")
+    assert "write E=NUMBER" in fails("compare-schemes", folder, "--importance", "E=x")
+    assert "float16" in fails("compare-schemes", folder, "--levels-dtype", "float17")

@@ -1,6 +1,8 @@
 """Fidelity of weights and outputs, against the same numbers worked out in plain numpy."""
 
+import copy
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import BatchEncoding
 
 import lexibit
-from lexibit import LexibitConfig, LexibitError, Recipe, quantize_tensor
+from lexibit import LexibitConfig, LexibitError, Recipe, Reference, quantize, quantize_tensor
 from lexibit.fidelity import neighbour_overlap, output_fidelity, weight_errors
 from lexibit.nn import codebooks
 
@@ -165,10 +167,10 @@ def test_no_text_is_refused(tiny_model, tiny_tokenizer):
 
 
 def test_outputs_that_cannot_be_compared_are_refused():
-    class Silent:
+    class Silent(torch.nn.Module):
         config = SimpleNamespace(is_encoder_decoder=False)
 
-        def __call__(self, **_):
+        def forward(self, **_):
             return SimpleNamespace(loss=0)
 
     def tokenizer(texts, **_):
@@ -216,3 +218,31 @@ def test_neighbours_that_have_nothing_in_common_overlap_nowhere():
     theirs = ours[[0, 2, 1, 3]]
     assert neighbour_overlap(ours, theirs, 1) == 0.0
     assert neighbour_overlap(ours, ours, 1) == 1.0
+
+
+# a reference -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bert", "bert-mlm", "roberta-qa", "gpt2", "marian"])
+def test_a_reference_tells_of_a_model_what_running_both_tells(tiny_model, tiny_tokenizer, name):
+    original, tokenizer, texts = tiny_model(name), tiny_tokenizer(), ["w5 w6 w7", "w9", "w20 w21 w22 w23"]
+    reference = Reference(original, tokenizer, texts, batch_size=2)
+    ours = copy.deepcopy(original)
+    quantize(ours, LexibitConfig("linear", 3), progress=False)
+    both, kept = output_fidelity(ours, original, tokenizer, texts, batch_size=2), reference.fidelity(ours)
+    assert replace(both, seconds=(0, 0)) == replace(kept, seconds=(0, 0))
+    same = reference.fidelity(original)
+    assert (same.cosine, same.relative) == (pytest.approx(1), 0)
+
+
+def test_models_are_compared_without_dropout_and_left_in_their_modes(tiny_model, tiny_tokenizer):
+    model = tiny_model("bert").train()
+    model.encoder.eval()
+    reference = Reference(model, tiny_tokenizer(), ["w5 w6 w7"])
+    assert reference.fidelity(model).relative == 0
+    assert (model.training, model.encoder.training) == (True, False)
+
+
+def test_a_reference_on_no_text_is_refused(tiny_model, tiny_tokenizer):
+    with pytest.raises(LexibitError, match="no text to compare on"):
+        Reference(tiny_model("bert"), tiny_tokenizer(), [])

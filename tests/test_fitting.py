@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import nn
 
-from lexibit import CodebookWeight, LexibitConfig, LexibitError, Recipe, quantize, quantize_tensor
+from lexibit import CodebookWeight, LexibitConfig, LexibitError, Plan, Recipe, quantize, quantize_tensor
+from lexibit.fitting import installed
 from lexibit.nn import codebooks
 
 RECIPES = [Recipe("linear", 3, "row"), Recipe("lq", 3, "rows:2"), Recipe("kmeans", 3, "columns:5")]
@@ -114,6 +117,47 @@ def test_equal_importances_change_nothing(recipe: Recipe, value: float) -> None:
     plain = quantize_tensor(w, recipe)
     assert torch.equal(weighted.codes, plain.codes)
     torch.testing.assert_close(weighted.levels, plain.levels)
+
+
+# installed for a while -------------------------------------------------------------------------
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(9, 6)
+        self.out = nn.Linear(6, 9)
+        self.out.weight = self.words.weight
+        self.lstm = nn.LSTM(6, 5)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.out(self.words(ids)) + self.lstm(self.words(ids))[0].sum()
+
+
+def test_codes_are_installed_inside_and_the_float_weights_afterwards() -> None:
+    torch.manual_seed(0)
+    model = Shared()
+    ids = torch.tensor([[1, 2, 3]])
+    names, before = [name for name, _ in model.named_parameters()], dict(model.named_parameters())
+    expected = model(ids)
+    packed = [
+        (planned, quantize_tensor(planned.uses[0].module.get_parameter(planned.uses[0].parameter)))
+        for planned in Plan.of(model, LexibitConfig()).weights
+    ]
+    assert len(packed) == 3
+    for fault in (False, True):
+        with contextlib.suppress(ZeroDivisionError), installed(packed):
+            assert len(codebooks(model)) == 3
+            assert model.words.weight_codebook is model.out.weight_codebook
+            assert not torch.equal(model(ids), expected)
+            if fault:
+                raise ZeroDivisionError
+        assert not codebooks(model)
+        assert [type(module) for module in model.children()] == [nn.Embedding, nn.Linear, nn.LSTM]
+        assert [name for name, _ in model.named_parameters()] == names
+        assert all(parameter is before[name] for name, parameter in model.named_parameters())
+        assert model.out.weight is model.words.weight
+        assert torch.equal(model(ids), expected)
 
 
 # dtypes and memory -----------------------------------------------------------------------------

@@ -700,3 +700,76 @@ def test_levels_never_overwrite_a_parameter_of_the_same_name():
     model = torch.nn.Sequential(Clash())
     with pytest.raises(LexibitError, match="weight_levels"):
         lexibit.quantize(model, LexibitConfig(bits=2), progress=False)
+
+
+# corrections ------------------------------------------------------------------------------------------
+
+CORRECTED = {
+    "bert-mlm": LexibitConfig("ocs", 4, options={"ratio": 0.1}),
+    "albert-mlm": LexibitConfig("ocs", 3, "row", {"ratio": 0.2, "clip": "mse"}),
+    "gpt2": LexibitConfig("ocs", 4, options={"ratio": 0.1}),
+    "llama-tied": LexibitConfig("binary", 3, importance="E=1,P=0.1,mask"),
+    "distilbert-classifier": LexibitConfig("kmeans", 2, importance="E=0.5,C=0.99,P=0.2,mask"),
+}
+
+
+@pytest.mark.parametrize("shards", [False, True], ids=["whole", "sharded"])
+@pytest.mark.parametrize("name", CORRECTED)
+def test_split_channels_and_masks_survive_saving_and_loading(tiny_model, tmp_path, name, shards):
+    model = tiny_model(name)
+    lexibit.quantize(model, CORRECTED[name], progress=False)
+    model.save_pretrained(tmp_path, max_shard_size="2KB" if shards else "5GB")
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == shards
+    loaded, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    assert_same_weights(loaded, model)
+    parts = {part for weight in codebooks(loaded).values() for part in weight.spec.parts}
+    corrections = parts - {"codes", "levels"}
+    assert corrections == ({"origins"} if CORRECTED[name].scheme == "ocs" else {"mask"})
+    for part in corrections:
+        for key, weight in codebooks(loaded).items():
+            assert torch.equal(getattr(weight, part), getattr(codebooks(model)[key], part))
+    assert_equal_outputs(loaded, model)
+    before, index = stored(tmp_path), index_of(tmp_path)
+    loaded.save_pretrained(tmp_path / "again", max_shard_size="2KB" if shards else "5GB")
+    after = stored(tmp_path / "again")
+    assert index_of(tmp_path / "again") == index
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    lexibit.dequantize(loaded)
+    assert_equal_outputs(loaded, model)
+
+
+def test_gpt2s_conv1d_has_extra_rows_and_its_embeddings_extra_columns(tiny_model):
+    model = tiny_model("gpt2")
+    lexibit.quantize(model, CORRECTED["gpt2"], progress=False)
+    extra = {name: weight.spec.extra for name, weight in codebooks(model).items()}
+    assert extra["transformer.h.0.mlp.c_fc.weight"] == (3, 0)
+    assert extra["transformer.wte.weight"] == (0, 3)
+
+
+def test_importance_is_saved_with_the_configuration_and_works_while_loading(tiny_model, tmp_path):
+    model, config = tiny_model("bert-mlm"), LexibitConfig("binary", 3, importance="E=1,C=0.9")
+    model.save_pretrained(tmp_path / "float")
+    lexibit.quantize(model, config, progress=False)
+    model.save_pretrained(tmp_path / "packed")
+    record = json.loads((tmp_path / "packed" / "config.json").read_text())["quantization_config"]
+    assert (record["scheme"], record["importance"]) == ("binary", "E=1,C=0.9")
+    loading = type(model).from_pretrained(tmp_path / "float", quantization_config=config)
+    assert_same_weights(loading, model)
+    plain = tiny_model("bert-mlm")
+    lexibit.quantize(plain, LexibitConfig("binary", 3), progress=False)
+    some = next(iter(codebooks(model)))
+    assert not torch.equal(codebooks(plain)[some].levels, codebooks(model)[some].levels)
+
+
+def test_a_loaded_weight_that_was_trained_is_so_again_when_dequantized(tiny_model, tmp_path):
+    model = tiny_model("bert")
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    quantized_folder(model, tmp_path / "packed")
+    loaded = AutoModel.from_pretrained(tmp_path / "packed")
+    with torch.inference_mode():
+        lexibit.dequantize(loaded)
+    assert {name for name, parameter in loaded.named_parameters() if parameter.requires_grad} == trained
+    loaded(**inputs_of(loaded))[0].square().sum().backward()
+    assert loaded.encoder.layer[0].output.dense.weight.grad.abs().sum() > 0

@@ -104,9 +104,14 @@ def _packed(
             scales = packed.levels[:, :1] if spec.form is LevelForm.UNIFORM else packed.levels
             scales.mul_(1 - torch.finfo(weight.dtype).eps)
         if not packed.decode().isfinite().all():
+            narrow = spec.levels_dtype != "float32"
             raise LexibitError(
-                f"{name}: its levels, up to {choice.levels.abs().max():.3g}, do not fit {spec.levels_dtype} "
-                f"or its own {spec.dtype}: use levels_dtype='float32', or exclude it"
+                f"{name}: its levels, up to {choice.levels.abs().max():.3g}, do not fit "
+                + (
+                    f"{spec.levels_dtype}: use levels_dtype='float32'"
+                    if narrow
+                    else f"{spec.dtype}: exclude it"
+                )
             )
     return packed.to(weight.device)
 
