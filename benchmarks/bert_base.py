@@ -4,6 +4,7 @@ Every step runs in a process of its own, so that its peak memory is its own. The
 normal with a deviation of 0.02): published ones are not needed to measure time and size.
 
     python benchmarks/bert_base.py --bits 3 --scheme kmeans
+    python benchmarks/bert_base.py --bits 3 --all
 """
 
 from __future__ import annotations
@@ -92,19 +93,8 @@ def step(name: str, *arguments: str) -> dict[str, float]:
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bits", type=int, default=3)
-    parser.add_argument("--scheme", default="kmeans")
-    parser.add_argument("--groups", default="matrix")
-    parser.add_argument("--step", choices=["make", "quantize", "load"], help=argparse.SUPPRESS)
-    parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.step:
-        print(json.dumps({"make": make, "quantize": quantize, "load": load}[arguments.step](*arguments.rest)))
-        return
-    options = {"bits": arguments.bits, "scheme": arguments.scheme, "groups": arguments.groups}
-    print(f"{options}, {os.cpu_count()} CPUs, {platform.machine()}")
+def one(options: dict[str, object]) -> None:
+    """One scheme, from the float folder to the loaded model."""
     with tempfile.TemporaryDirectory() as scratch:
         source, out = f"{scratch}/float", f"{scratch}/packed"
         rows = step("make", source)
@@ -113,6 +103,46 @@ def main() -> None:
     for name, value in rows.items():
         shown = f"{value / 1e6:.1f} MB" if "bytes" in name or "memory" in name else f"{value:.3f}"
         print(f"{name:42}{shown:>12}")
+
+
+def every(bits: int) -> None:
+    """Every scheme in the form of its paper: seconds and memory of quantizing, size."""
+    from lexibit.comparison import CONTENDERS
+
+    print(f"{'scheme':26}{'groups':>12}{'seconds':>9}{'peak MB':>9}{'stored bits':>13}{'file MB':>9}")
+    with tempfile.TemporaryDirectory() as scratch:
+        step("make", f"{scratch}/float")
+        for contender in CONTENDERS:
+            for groups in contender.own:
+                options = {"scheme": contender.scheme, "bits": bits, "groups": groups}
+                options["options"] = dict(contender.options)
+                row = step("quantize", f"{scratch}/float", f"{scratch}/packed", json.dumps(options))
+                print(
+                    f"{contender.name:26}{groups:>12}{row['seconds to quantize']:>9.1f}"
+                    f"{row['peak memory over the loaded float model'] / 1e6:>9.0f}"
+                    f"{row['stored bits per weight']:>13.3f}{row['file bytes'] / 1e6:>9.1f}",
+                    flush=True,
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bits", type=int, default=3)
+    parser.add_argument("--scheme", default="kmeans")
+    parser.add_argument("--groups", default="auto")
+    parser.add_argument("--all", action="store_true", help="every scheme in the form of its paper")
+    parser.add_argument("--step", choices=["make", "quantize", "load"], help=argparse.SUPPRESS)
+    parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.step:
+        print(json.dumps({"make": make, "quantize": quantize, "load": load}[arguments.step](*arguments.rest)))
+        return
+    options = {"bits": arguments.bits, "scheme": arguments.scheme, "groups": arguments.groups}
+    print(f"{'every scheme' if arguments.all else options}, {os.cpu_count()} CPUs, {platform.machine()}")
+    if arguments.all:
+        every(arguments.bits)
+    else:
+        one(options)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The demo: its text, and the truth of its table, on a part of both."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def embed_by_hand(folder, texts):
 def test_embeddings_are_means_of_tokens_whatever_the_batch(float_folder, monkeypatch):
     folder = float_folder("bert")
     texts = ["w5 w6 w7 w8", "w9", "w10 w11", "w12 w13 w14 w15 w16 w17", "w9 w9 w9"]
-    monkeypatch.setattr(demo, "_BATCH", 2)
+    monkeypatch.setattr(demo.sts, "embed", partial(demo.sts.embed, batch_size=2))
     found, speed = demo.embed(folder, texts)
     np.testing.assert_allclose(found.numpy(), embed_by_hand(folder, texts), atol=1e-5)
     assert speed > 0

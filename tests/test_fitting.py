@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,16 @@ from lexibit import CodebookWeight, LexibitConfig, LexibitError, Plan, Recipe, q
 from lexibit.fitting import installed
 from lexibit.nn import codebooks
 
-RECIPES = [Recipe("linear", 3, "row"), Recipe("lq", 3, "rows:2"), Recipe("kmeans", 3, "columns:5")]
+RECIPES = [
+    Recipe("linear", 3, "row"),
+    Recipe("lq", 3, "rows:2"),
+    Recipe("kmeans", 3, "columns:5"),
+    Recipe("aciq", 3, "row", {"bias_correction": True}),
+    Recipe("mse", 3, "columns:5", {"affine": True}),
+    Recipe("kl", 3, "rows:2"),
+    Recipe("ocs", 3, "row", {"ratio": 0.2, "clip": "mse"}),
+    Recipe("binary", 3, "columns:5"),
+]
 PLUSPLUS = Recipe("kmeans", 3, "matrix", {"init": "k-means++"})
 
 
@@ -183,14 +193,14 @@ def test_levels_stored_in_half_precision_are_those_that_are_computed_with(
     levels_dtype: str, recipe: Recipe
 ) -> None:
     w = matrix()
-    half = Recipe(recipe.scheme, recipe.bits, recipe.groups, levels_dtype=levels_dtype)
+    half = replace(recipe, levels_dtype=levels_dtype)
     weight, full = quantize_tensor(w, half), quantize_tensor(w, recipe)
     stored = weight.tensors("w")["w_levels"]
     assert stored.dtype == getattr(torch, levels_dtype)
     assert torch.equal(stored, full.levels.to(stored.dtype))
     assert weight.dtype == torch.float32
     # what is read back from the stored tensors decodes to the same weight
-    again = CodebookWeight(weight.spec, weight.codes, stored.float())
+    again = CodebookWeight(weight.spec, weight.codes, stored.float(), weight.origins)
     assert torch.equal(again.decode(), weight.decode())
     assert full.nbytes - weight.nbytes == 2 * full.levels.numel()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from lexibit.errors import LexibitError, unknown
 from lexibit.levels import LevelForm
 from lexibit.schemes.base import Scheme
-from lexibit.schemes.line.codes import Codes, Floats, Singles, blocks, intervals, midpoints, under32
+from lexibit.schemes.line.codes import Codes, Floats, Ints, Singles, intervals, midpoints, under32
 from lexibit.schemes.line.sorted import Sorted, by_chunks
 
 _METHODS = ("alternating", "greedy", "refined")
@@ -75,12 +76,13 @@ class Binary(Scheme):
         x = values.numpy()
         scales = np.empty((len(x), bits))
         codes = np.empty(x.shape, np.uint8)
-        for part, data in by_chunks(x, None if importance is None else importance.numpy()):
+        weights = None if importance is None else importance.numpy()
+        for part, data in by_chunks(x, weights, squares=False):
             found = _grown(data, bits, refit=self.method == "refined")
             if self.method == "alternating":
                 found = _alternated(data, found, _ROUNDS if self.rounds is None else self.rounds)
             scales[part] = found.scales
-            found.code(x[part], codes[part])
+            codes[part] = found.codes(x[part])
         return torch.from_numpy(scales.astype(np.float32)), torch.from_numpy(codes)
 
 
@@ -89,37 +91,35 @@ class _Planes:
     """Binary codes of groups.
 
     The values of a group are parted by ascending limits (float32 [G, 2^q - 1], file `line.codes`); order
-    (uint8 [G, 2^q], or [1, 2^q] for all groups) has the code of each interval; scales are [G, q].
+    ([G, 2^q], or [2^q] for all groups) has the code of each interval; scales are [G, q].
     """
 
     limits: Singles
-    order: Codes
+    order: Ints
     scales: Floats
 
-    def code(self, values: Singles, codes: Codes) -> None:
-        """Write the codes of values [G, S] into codes."""
-        found = intervals(values, self.limits)
-        for rows, columns in blocks(values.shape):
-            order = self.order if len(self.order) == 1 else self.order[rows]
-            codes[rows, columns] = np.take_along_axis(order, found[rows, columns].astype(np.intp), axis=1)
+    def codes(self, values: Singles) -> Codes:
+        """The codes of values [G, S]."""
+        names = np.broadcast_to(self.order.astype(np.uint8), (len(values), self.order.shape[-1]))
+        return intervals(values, self.limits, names)
 
 
 def _grown(data: Sorted, bits: int, refit: bool) -> _Planes:
     """Greedy codes, plane by plane; with refit, all scales are fitted anew after each plane."""
     groups = len(data.x)
     limits, scales = np.empty((groups, 0), np.float32), np.empty((groups, 0))
-    order = np.zeros((1, 1), np.uint8)
+    order = np.zeros(1, np.int64)
     edge = np.full((groups, 1), np.inf, np.float32)
     for plane in range(bits):
         # the sign of the residual parts every interval at its level, or leaves it whole
-        level = (_signs(order, plane) * scales[:, None]).sum(axis=2)
+        level = _levels(scales)[:, order]
         split = np.clip(under32(level), np.hstack([-edge, limits]), np.hstack([limits, edge]))
         limits, old = np.empty((groups, 2 * limits.shape[1] + 1), np.float32), limits
         limits[:, ::2], limits[:, 1::2] = split, old
-        order = np.stack([order, order | np.uint8(1 << plane)], axis=2).reshape(1, -1)
+        order = np.stack([order, order | (1 << plane)], axis=1).ravel()
         weight, total = _sums(data, limits)
         if refit:
-            scales = _least_squares(weight, total, _signs(order, plane + 1))
+            scales = _least_squares(weight, total, order)
         else:
             # sum m |r|: above the level less below it
             residual = total - np.repeat(level, 2, axis=1) * weight
@@ -130,44 +130,64 @@ def _grown(data: Sorted, bits: int, refit: bool) -> _Planes:
 
 def _alternated(data: Sorted, start: _Planes, rounds: int) -> _Planes:
     """Scales for the codes and codes for the scales, in turn; and scales once more."""
-    bits = start.scales.shape[1]
-    signs = _signs(np.arange(1 << bits, dtype=np.uint8)[None], bits)
     limits, order = start.limits, start.order
     weight, total = _sums(data, limits)
     for _ in range(rounds):
-        levels = _least_squares(weight, total, _signs(order, bits)) @ signs[0].T
-        new = np.argsort(levels, axis=1, kind="stable").astype(np.uint8)
-        limits = under32(midpoints(np.take_along_axis(levels, new.astype(np.intp), axis=1)))
-        before, (weight, total) = weight, _sums(data, limits)
-        done = np.array_equal(weight, before) and np.array_equal(np.broadcast_to(order, new.shape), new)
-        order = new
-        if done:
+        levels = _levels(_least_squares(weight, total, order))
+        before, order = (weight, order), np.argsort(levels, axis=1, kind="stable")
+        limits = under32(midpoints(np.sort(levels, axis=1)))
+        weight, total = _sums(data, limits)
+        if np.array_equal(weight, before[0]) and (order == before[1]).all():
             break
-    return _Planes(limits, order, _least_squares(weight, total, _signs(order, bits)))
+    return _Planes(limits, order, _least_squares(weight, total, order))
 
 
 def _sums(data: Sorted, limits: Singles) -> tuple[Floats, Floats]:
     """Weight, and weight times value, of every interval: [G, 2^q] each."""
-    weight, total, _ = data.parts(limits)
+    weight, total = data.parts(limits)
     return weight, total + data.centre[:, None] * weight
 
 
-def _signs(order: Codes, planes: int) -> Floats:
-    """The codes [G, n] as their planes, -1 or +1: [G, n, planes]."""
-    bit = (order[:, :, None] >> np.arange(planes, dtype=np.uint8)) & 1
+@cache
+def _signs(planes: int) -> Floats:
+    """Every code as its planes, -1 or +1: [2^planes, planes]."""
+    bit = (np.arange(1 << planes)[:, None] >> np.arange(planes)) & 1
     return 2 * bit.astype(np.float64) - 1
 
 
-def _least_squares(weight: Floats, total: Floats, signs: Floats) -> Floats:
-    """Scales [G, q] of least squared error, from the sums and planes of every interval."""
-    all_weight = weight.sum(axis=1)
-    turned = signs.transpose(0, 2, 1)
-    products = turned @ (signs * weight[:, :, None]) / all_weight[:, None, None]
-    target = turned @ total[:, :, None] / all_weight[:, None, None]
-    scales: Floats = np.empty((len(weight), signs.shape[2]))
-    regular = np.linalg.det(products) > _SINGULAR
-    scales[regular] = np.linalg.solve(products[regular], target[regular])[:, :, 0]
+@cache
+def _pairs(planes: int) -> tuple[Ints, Ints, Floats]:
+    """Every pair j <= k of planes [p], and the product of the two for every code [p, 2^planes]."""
+    j, k = np.triu_indices(planes)
+    signs = _signs(planes).T
+    return j, k, signs[j] * signs[k]
+
+
+# einsum adds in one order; a matrix product might not, whatever the number of threads
+
+
+def _levels(scales: Floats) -> Floats:
+    """The level of every code: [G, 2^q]."""
+    found: Floats = np.einsum("gj,cj->gc", scales, _signs(scales.shape[1]))
+    return found
+
+
+def _least_squares(weight: Floats, total: Floats, order: Ints) -> Floats:
+    """Scales [G, q] of least squared error, from the sums of every interval and its code."""
+    rows = np.arange(len(weight))[:, None]
+    by_code = np.empty((2, *weight.shape))
+    by_code[0][rows, order], by_code[1][rows, order] = weight, total
+    by_code /= weight.sum(axis=1, keepdims=True)
+    planes = (weight.shape[1] - 1).bit_length()
+    j, k, both = _pairs(planes)
+    products = np.empty((len(weight), planes, planes))
+    products[:, j, k] = products[:, k, j] = np.einsum("gc,pc->gp", by_code[0], both)
+    target = np.einsum("gc,cj->gj", by_code[1], _signs(planes))[:, :, None]
+    scales: Floats = np.empty(target.shape)
+    # with a share of the weight behind every code, planes cannot depend on each other
+    regular = by_code[0].min(axis=1) * 2**planes > _SINGULAR ** (1 / planes)
+    regular[~regular] = np.linalg.det(products[~regular]) > _SINGULAR
+    scales[regular] = np.linalg.solve(products[regular], target[regular])
     if not regular.all():
-        inverse = np.linalg.pinv(products[~regular], rcond=1e-9, hermitian=True)
-        scales[~regular] = (inverse @ target[~regular])[:, :, 0]
-    return scales
+        scales[~regular] = np.linalg.pinv(products[~regular], rcond=1e-9, hermitian=True) @ target[~regular]
+    return scales[:, :, 0]

@@ -52,12 +52,19 @@ def nearest(values: Singles, levels: NDArray[Any]) -> Codes:
     return intervals(values, floor32(midpoints(np.asarray(levels, dtype=np.float64))))
 
 
-def intervals(values: Singles, limits: Singles) -> Codes:
-    """How many of the ascending limits [G, k - 1] each value [G, S] is above: uint8 [G, S], k <= 256."""
+def intervals(values: Singles, limits: Singles, names: Codes | None = None) -> Codes:
+    """The interval between limits that each value [G, S] falls in: uint8 [G, S].
+
+    The limits [G, k - 1] ascend, k <= 256. Intervals are called by their numbers, or by names [G, k].
+    """
     values = np.ascontiguousarray(values, dtype=np.float32)
-    codes = np.zeros(values.shape, dtype=np.uint8)
+    if names is None:
+        names = np.broadcast_to(
+            np.arange(limits.shape[1] + 1, dtype=np.uint8), (len(limits), limits.shape[1] + 1)
+        )
+    codes = np.empty(values.shape, dtype=np.uint8)
     for rows, columns in blocks(values.shape):
-        _count(values[rows, columns], limits[rows], codes[rows, columns])
+        _name(values[rows, columns], limits[rows], names[rows], codes[rows, columns])
     return codes
 
 
@@ -70,13 +77,12 @@ def blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
             yield slice(g, g + step), slice(s, s + CHUNK)
 
 
-def _count(values: Singles, limits: Singles, codes: Codes) -> None:
-    """Write the number of limits [g, k - 1] below each value [g, s] into codes [g, s]."""
+def _name(values: Singles, limits: Singles, names: Codes, codes: Codes) -> None:
+    """Write the names [g, k] of the intervals that values [g, s] fall in into codes [g, s]."""
     if limits.shape[1] < 32:  # comparing with all of them is a few vector instructions each
-        for limit in limits.T:
-            codes += values > limit[:, None]
+        codes[...] = names[:, :1]
+        for limit, change in zip(limits.T, (names[:, 1:] ^ names[:, :-1]).T, strict=True):
+            codes ^= (values > limit[:, None]) * change[:, None]
     else:
-        found = torch.searchsorted(
-            torch.from_numpy(limits), torch.from_numpy(np.ascontiguousarray(values)), out_int32=True
-        )
-        codes[...] = found.numpy()
+        found = torch.searchsorted(torch.from_numpy(limits), torch.from_numpy(np.ascontiguousarray(values)))
+        codes[...] = np.take_along_axis(names, found.numpy(), axis=1)

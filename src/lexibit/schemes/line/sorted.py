@@ -35,15 +35,15 @@ class Sorted:
     block: int
 
     @classmethod
-    def of(cls, values: Singles, weights: Singles | None) -> Sorted:
-        """Sort values [G, S] with their weights [G, S]."""
+    def of(cls, values: Singles, weights: Singles | None, *, squares: bool = True) -> Sorted:
+        """Sort values [G, S] with their weights [G, S]; without squares, sums have two rows, not three."""
         if weights is None:
             x, w = np.sort(values, axis=1), None
         else:
             x, w = _sort_pairs(*_positive(values, weights))
         centre = x[:, x.shape[1] // 2].astype(np.float64)
         block = 1 if x.shape[1] <= _SHORT else _BLOCK
-        return cls(x, w, centre, _prefix_table(x, w, centre, block), block)
+        return cls(x, w, centre, _prefix_table(x, w, centre, block, 3 if squares else 2), block)
 
     @property
     def size(self) -> int:
@@ -79,7 +79,8 @@ class Sorted:
     def _sums(self, rows: Ints, at: Ints) -> Floats:
         """Prefix sums at the positions [g, m] of the groups rows [g, 1]."""
         block = at // self.block
-        found: Floats = self.table.reshape(3, -1).take(rows * self.table.shape[2] + block, axis=1)
+        flat = self.table.reshape(len(self.table), -1)
+        found: Floats = flat.take(rows * self.table.shape[2] + block, axis=1)
         if self.block == 1:
             return found
         index = block[:, :, None] * self.block + np.arange(self.block)
@@ -87,7 +88,7 @@ class Sorted:
         np.minimum(index, self.size - 1, out=index)
         x = self.x[rows[:, :, None], index] - self.centre[rows[:, :, None]]
         w = keep if self.w is None else keep * self.w[rows[:, :, None], index]
-        found += _moments(x, w)
+        found += _moments(x, w, np.empty_like(found))
         return found
 
     def sums_along(self, group: Ints, at: Ints) -> Floats:
@@ -107,7 +108,8 @@ class Sorted:
             start = np.flatnonzero(np.diff(p, prepend=-2) != 1)
             index = np.minimum(p, self.size - 1)
             x = (self.x[g, index] - self.centre[g])[None, :, None]
-            each = _moments(x, None if self.w is None else self.w[g, index][None, :, None])[:, 0]
+            w = None if self.w is None else self.w[g, index][None, :, None]
+            each = _moments(x, w, np.empty((3, 1, len(g))))[:, 0]
             total = np.cumsum(each, axis=1) - each
             base = self._sums(g[start, None], p[start, None])[:, :, 0] - total[:, start]
             sums[:, part] = total + np.repeat(base, np.diff(start, append=len(p)), axis=1)
@@ -145,13 +147,16 @@ class Sorted:
         return np.where(inside, np.where(at - left <= right - at, left, right), at)
 
 
-def by_chunks(values: Singles, weights: Singles | None) -> Iterator[tuple[slice, Sorted]]:
+def by_chunks(
+    values: Singles, weights: Singles | None, *, squares: bool = True
+) -> Iterator[tuple[slice, Sorted]]:
     """The groups of values [G, S], S > 0, sorted a few at a time: which groups, and these."""
     groups, size = values.shape
     step = max(1, _GROUPS // size)
     for g in range(0, groups, step):
         part = slice(g, g + step)
-        yield part, Sorted.of(values[part], None if weights is None else weights[part])
+        some = None if weights is None else weights[part]
+        yield part, Sorted.of(values[part], some, squares=squares)
 
 
 def search_rows(table: NDArray[Any], limits: NDArray[Any], right: bool = False) -> Ints:
@@ -184,13 +189,14 @@ def errors(parts: Floats) -> Floats:
     return found
 
 
-def _moments(x: Floats, w: NDArray[Any] | None) -> Floats:
-    """Sums [3, G, m] of w * x ** (0, 1, 2) over the last axis of x, w [G, m, b]."""
-    sums = np.empty((3, *x.shape[:2]))
+def _moments(x: Floats, w: NDArray[Any] | None, sums: Floats) -> Floats:
+    """Sums [powers, G, m] of w * x ** (0, 1, 2) over the last axis of x, w [G, m, b]; written to sums."""
     wx = x if w is None else w * x
     sums[0] = x.shape[2] if w is None else w.sum(axis=2, dtype=np.float64)
-    sums[1] = wx.sum(axis=2)
-    np.einsum("gmb,gmb->gm", wx, x, out=sums[2])
+    # of one value there is nothing to add up
+    sums[1] = wx.sum(axis=2) if x.shape[2] > 1 else wx[:, :, 0]
+    if len(sums) > 2:
+        np.einsum("gmb,gmb->gm", wx, x, out=sums[2])
     return sums
 
 
@@ -233,20 +239,26 @@ def _flip(bits: NDArray[np.int32]) -> NDArray[np.int32]:
     return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
 
 
-def _prefix_table(x: Singles, w: Singles | None, centre: Floats, block: int) -> Floats:
-    """Sums [3, G, m + 1] from the median to the end of each whole block of x [G, S]."""
+def _prefix_table(x: Singles, w: Singles | None, centre: Floats, block: int, powers: int) -> Floats:
+    """Sums [powers, G, m + 1] from the median to the end of each whole block of x [G, S]."""
     groups, size = x.shape
     blocks = size // block
-    sums = np.zeros((3, groups, blocks + 1))
-    step = max(1, CHUNK // (block * groups))
-    for b in range(0, blocks, step):
-        part = slice(b * block, min(b + step, blocks) * block)
-        wide = (x[:, part] - centre[:, None]).reshape(groups, -1, block)
-        heavy = None if w is None else w[:, part].astype(np.float64).reshape(wide.shape)
-        sums[:, :, b + 1 : b + step + 1] = _moments(wide, heavy)
-    # outwards from the median, so that neither side drowns the other
     middle = blocks // 2
-    table = np.zeros_like(sums)
-    np.cumsum(sums[:, :, middle + 1 :], axis=2, out=table[:, :, middle + 1 :])
-    table[:, :, :middle] = -np.cumsum(sums[:, :, middle:0:-1], axis=2)[:, :, ::-1]
+    table = np.empty((powers, groups, blocks + 1))
+    rows, columns = max(CHUNK // size, 1), max(CHUNK // block, 1)
+    for g in range(0, groups, rows):
+        for b in range(0, blocks, columns):
+            part = (slice(g, g + rows), slice(b * block, min(b + columns, blocks) * block))
+            wide = (x[part] - centre[part[0], None]).reshape(len(x[part]), -1, block)
+            heavy = None if w is None else w[part].astype(np.float64).reshape(wide.shape)
+            _moments(wide, heavy, table[:, part[0], b + 1 : b + columns + 1])
+    # outwards from the median, so that neither side drowns the other
+    summed = table if w is not None else table[1:]
+    right, left = summed[:, :, middle + 1 :], summed[:, :, middle:0:-1]
+    np.cumsum(right, axis=2, out=right)
+    np.cumsum(left, axis=2, out=left)
+    np.negative(summed[:, :, 1 : middle + 1], out=summed[:, :, :middle])
+    table[:, :, middle] = 0
+    if w is None:
+        table[0] = (np.arange(blocks + 1) - middle) * block
     return table
