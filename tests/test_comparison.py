@@ -92,11 +92,9 @@ def test_all_together_is_the_sum_of_the_kinds(own: Any) -> None:
 
 
 def test_equal_bits_are_never_above_the_budget_and_near_it(equal: Any) -> None:
-    budget = equal["bits"] * 1.1
-    assert (equal["stored_bits"] <= budget + 0.01).all()
-    # one scheme may be left with what half a group would cost
-    assert (equal["stored_bits"] >= equal["bits"] * 1.04).all()
-    assert equal["stored_bits"].groupby(equal["bits"]).agg(lambda bits: bits.max() / bits.min()).max() < 1.06
+    assert (equal["stored_bits"] <= equal["bits"] * 1.1).all()
+    # less than half of what lies above the codes may be left over
+    assert (equal["stored_bits"] > equal["bits"] * 1.05).all()
 
 
 def test_a_larger_budget_is_spent_and_lowers_the_error(equal: Any) -> None:

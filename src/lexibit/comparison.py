@@ -219,7 +219,9 @@ class _Recipes:
         size = math.ceil(width / budget) if budget else rows * columns
         if size <= columns:
             return replace(recipe, groups=f"columns:{math.ceil(columns / (columns // size))}")
-        return replace(recipe, groups=f"rows:{math.ceil(size / columns)}")
+        most = rows * columns / size  # groups
+        height = next((h for h in range(size // columns, rows) if math.ceil(rows / h) <= most), rows)
+        return replace(recipe, groups=f"rows:{height}")
 
 
 def _quantize(
