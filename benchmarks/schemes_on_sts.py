@@ -33,8 +33,8 @@ Made by `python benchmarks/schemes_on_sts.py --data FOLDER --out docs/results/mi
 those of `lexibit compare-schemes`, by the commands in the script's first lines.
 
 Every matrix and embedding of all-MiniLM-L6-v2 is quantized, without training. Score: {metric} between the
-cosine of two sentences' embeddings and people's scores, on {examples} pairs; in brackets its 95 % interval, by
-bootstrap over the pairs (seed {seed}). Bits: stored bits a quantized weight, from bytes. MSE: mean squared
+cosine of two sentences' embeddings and people's scores, on {examples} pairs; in brackets its 95 % interval,
+by bootstrap over the pairs (seed {seed}). Bits: stored bits a quantized weight, from bytes. MSE: mean squared
 error of the weights. Scale: mean scaling factor of binary codes, mean step of uniform grids. Cosine: of the
 last hidden states to float32's, on {texts} English sentences.
 

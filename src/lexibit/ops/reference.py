@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,41 +16,67 @@ from lexibit.packing import unpack, unpack_rows
 _CHUNK = 1 << 20
 
 
-def decode(
-    codes: Tensor,
-    levels: Tensor,
-    origins: Tensor | None,
-    mask: Tensor | None,
-    shape: list[int],
-    bits: int,
-    block: list[int],
-    form: str,
-    extra: list[int],
-) -> Tensor:
+class Stored(NamedTuple):
+    """A weight as the operators take it: its parts, then its layout.
+
+    Attributes:
+        codes: packed codes of the stored matrix, uint8.
+        levels: ``[groups, width]``.
+        origins: int32 ``[sum(extra)]``, what each extra row or column is added to; or None.
+        mask: packed bits, uint8, 1 for a weight that is zero; or None.
+        shape: the weight's own.
+        bits: width of a code.
+        block: rows and columns of a group.
+        form: of the levels (see :mod:`lexibit.levels`).
+        extra: how many rows and columns are stored behind its own.
+    """
+
+    codes: Tensor
+    levels: Tensor
+    origins: Tensor | None
+    mask: Tensor | None
+    shape: list[int]
+    bits: int
+    block: list[int]
+    form: str
+    extra: list[int]
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The tensors."""
+        return self.codes, self.levels, self.origins, self.mask
+
+    @property
+    def groups(self) -> Groups:
+        """The groups of the stored matrix."""
+        rows, columns = matrix_shape(tuple(self.shape))
+        return Groups(rows + self.extra[0], columns + self.extra[1], (self.block[0], self.block[1]))
+
+    def table(self) -> Tensor:
+        """The levels, expanded: ``[groups, 2**bits]``."""
+        return LevelForm(self.form).expand(self.levels, self.bits)
+
+
+def decode(weight: Stored) -> Tensor:
     """The weight, ``shape`` in the dtype of ``levels``."""
-    groups = _groups(shape, block, extra)
-    out = levels.new_empty(groups.rows, groups.columns)
+    groups, bits = weight.groups, weight.bits
+    out = weight.levels.new_empty(groups.rows, groups.columns)
     if out.numel():
-        table = LevelForm(form).expand(levels, bits)
+        table = weight.table()
         # eight rows of codes are whole bytes: a chunk that begins there begins at a byte
         step = max(_CHUNK // (8 * groups.columns), 1) * 8
         for start in range(0, groups.rows, step):
             stop = min(start + step, groups.rows)
             first = start * groups.columns * bits // 8
-            part = unpack(codes[first:], bits, (stop - start) * groups.columns)
-            rows = torch.arange(start, stop, device=codes.device)
+            part = unpack(weight.codes[first:], bits, (stop - start) * groups.columns)
+            rows = torch.arange(start, stop, device=weight.codes.device)
             out[start:stop] = groups.lookup(part.view(-1, groups.columns), table, rows)
     for axis in (0, 1):
-        if extra[axis] and origins is not None:
-            out = _add_extra(out, origins, axis)
-    if mask is not None:
-        out.masked_fill_(unpack(mask, 1, out.numel()).view(out.shape).bool(), 0.0)
-    return out.view(shape)
-
-
-def _groups(shape: list[int], block: list[int], extra: list[int]) -> Groups:
-    rows, columns = matrix_shape(tuple(shape))
-    return Groups(rows + extra[0], columns + extra[1], (block[0], block[1]))
+        if weight.extra[axis] and weight.origins is not None:
+            out = _add_extra(out, weight.origins, axis)
+    if weight.mask is not None:
+        out.masked_fill_(unpack(weight.mask, 1, out.numel()).view(out.shape).bool(), 0.0)
+    return out.view(weight.shape)
 
 
 def _add_extra(stored: Tensor, origins: Tensor, axis: int) -> Tensor:
@@ -72,38 +100,26 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> 
     return out.view(*x.shape[:-1], weight.shape[1])
 
 
-def embedding(
-    ids: Tensor,
-    codes: Tensor,
-    levels: Tensor,
-    origins: Tensor | None,
-    mask: Tensor | None,
-    shape: list[int],
-    bits: int,
-    block: list[int],
-    form: str,
-    extra: list[int],
-) -> Tensor:
+def embedding(ids: Tensor, weight: Stored) -> Tensor:
     """The rows ``ids`` of the weight: ``[*ids.shape, columns]``."""
-    rows, columns = matrix_shape(tuple(shape))
+    rows, columns = matrix_shape(tuple(weight.shape))
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"rows are looked up by int64 or int32, not {ids.dtype}")
     wanted = ids.reshape(-1).long()
     if wanted.numel() and not (int(wanted.min()) >= 0 and int(wanted.max()) < rows):
         raise IndexError(f"row {int(wanted.min())} or {int(wanted.max())} of {rows} rows")
     if wanted.numel() * columns == 0:
-        return levels.new_empty(*ids.shape, columns)
-    if extra[0]:
+        return weight.levels.new_empty(*ids.shape, columns)
+    if weight.extra[0]:
         # any row may have extra ones behind the last
-        whole = decode(codes, levels, origins, mask, shape, bits, block, form, extra)
-        return whole.view(rows, columns)[wanted].view(*ids.shape, columns)
-    groups = _groups(shape, block, extra)
-    part = _rows(codes, bits, groups, wanted)
-    out = groups.lookup(part, LevelForm(form).expand(levels, bits), wanted)
-    if origins is not None:
-        out = _add_extra(out, origins, 1)
-    if mask is not None:
-        out.masked_fill_(_rows(mask, 1, Groups(rows, columns, (1, columns)), wanted).bool(), 0.0)
+        return decode(weight).view(rows, columns)[wanted].view(*ids.shape, columns)
+    groups = weight.groups
+    out = groups.lookup(_rows(weight.codes, weight.bits, groups, wanted), weight.table(), wanted)
+    if weight.origins is not None:
+        out = _add_extra(out, weight.origins, 1)
+    if weight.mask is not None:
+        zero = _rows(weight.mask, 1, Groups(rows, columns, (1, columns)), wanted)
+        out.masked_fill_(zero.bool(), 0.0)
     return out.view(*ids.shape, columns)
 
 
