@@ -278,7 +278,7 @@ def test_schemes_importances_and_automatic_groups_reach_the_plan(run_json, float
     assert (query["groups"], query["extra"], query["mask"]) == ("matrix", [0, 3], True)
     assert query["options"] == {"clip": "mse", "ratio": 0.1}
     key = weights["attention.self.key.weight"]
-    assert (key["form"], key["importance"]) == ("uniform", None)
+    assert (key["form"], key["importance"]) == ("affine", None)
 
 
 # quantize --------------------------------------------------------------------------------------------
@@ -603,6 +603,8 @@ def test_compare_schemes_prints_every_scheme_for_every_width_and_kind(run, float
     for column in ("stored", "bytes", "MSE", "scale", "cosine", "outputs"):
         assert column in out
     assert "score" not in out
+    _, own, _ = run("compare-schemes", float_folder("bert"), "--bits", "2", "--own", "--text", text)
+    assert "blocks:128" in own
 
 
 def test_compare_schemes_as_json_is_the_python_call(run_json, float_folder, text):
@@ -641,7 +643,7 @@ def test_compare_schemes_scores_a_task_and_tells_of_the_float_model(run, run_jso
     assert [line["score"] is not None for line in found] == [line["kind"] == "all" for line in found]
     _, out, _ = run("compare-schemes", folder, *options)
     assert f"Spearman x 100 on 12 examples; float32 has {found[0]['score']:.2f}" in out
-    assert "cosine" not in out
+    assert "cosine" in out  # on sentences that every Python carries
 
 
 def test_compare_schemes_without_text_takes_pythons_sentences(run_json, float_folder):

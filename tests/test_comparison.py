@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from lexibit import (
     tasks,
 )
 from lexibit.comparison import ALL, CONTENDERS
+from lexibit.importance import save
 from lexibit.nn import codebooks
 
 TEXTS = ["w5 w6 w7", "w20 w21 w22 w23 w24", "w90 w7"]
@@ -189,7 +191,50 @@ def test_conv1d_is_split_along_its_rows(tiny_model: Any) -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(LexibitError, match="unknown scheme to compare 'kmean': did you mean 'kmeans'"):
         compare_schemes(wide(), schemes=["kmean"], progress=False)
+    with pytest.raises(LexibitError, match="no scheme to compare: name some of aciq, binary"):
+        compare_schemes(wide(), schemes=[], progress=False)
+    for bits in (0, 9, 2.5, True, "3"):
+        with pytest.raises(LexibitError, match="bits must be whole numbers from 1 to 8"):
+            compare_schemes(wide(), (bits,), progress=False)
+    for overhead in (-0.1, 2, float("nan")):
+        with pytest.raises(LexibitError, match="overhead must be from 0 to 1"):
+            compare_schemes(wide(), overhead=overhead, progress=False)
+    with pytest.raises(LexibitError, match="nothing to quantize"):
+        compare_schemes(nn.Sequential(nn.ReLU()), progress=False)
+    with pytest.raises(LexibitError, match="need a model of transformers"):
+        compare_schemes(wide(), score=lambda model: None, progress=False)
     packed = wide()
     quantize(packed, progress=False)
     with pytest.raises(LexibitError, match="quantized already"):
         compare_schemes(packed, progress=False)
+
+
+def test_an_importance_that_is_wrong_or_not_used_is_refused(tmp_path: Path) -> None:
+    save({"1.wieght": torch.ones(200, 96)}, tmp_path / "m.safetensors")
+    file = str(tmp_path / "m.safetensors")
+    with pytest.raises(LexibitError, match=r"m\.safetensors '1\.wieght': did you mean '1\.weight'"):
+        compare_schemes(wide(), importance=file, progress=False)
+    with pytest.raises(LexibitError, match="'lq' does not use importances"):
+        compare_schemes(wide(), schemes=["lq"], importance="E=1", progress=False)
+    with pytest.raises(LexibitError, match="unknown setting of importance"):
+        compare_schemes(wide(), importance="nonsense", progress=False)
+    with pytest.raises(
+        LexibitError, match="a mask takes a bit a weight, which an equal budget does not have"
+    ):
+        compare_schemes(wide(), importance="P=0.1,mask", progress=False)
+    found = compare_schemes(
+        wide(),
+        (3,),
+        equal=False,
+        schemes=["binary"],
+        importance="P=0.1,mask",
+        levels_dtype="float32",
+        progress=False,
+    )
+    assert (found["stored_bits"] > 4).all()
+
+
+def test_empty_weights_and_tiny_ones_are_taken() -> None:
+    model = nn.Sequential(nn.Linear(0, 5), nn.Linear(1, 1), nn.Linear(3, 700))
+    found = compare_schemes(model, (3,), progress=False)
+    assert found["mse"].notna().all()

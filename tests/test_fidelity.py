@@ -168,7 +168,7 @@ def test_no_text_is_refused(tiny_model, tiny_tokenizer):
 
 def test_outputs_that_cannot_be_compared_are_refused():
     class Silent(torch.nn.Module):
-        config = SimpleNamespace(is_encoder_decoder=False)
+        config, device = SimpleNamespace(is_encoder_decoder=False), torch.device("cpu")
 
         def forward(self, **_):
             return SimpleNamespace(loss=0)

@@ -205,6 +205,35 @@ def test_levels_stored_in_half_precision_are_those_that_are_computed_with(
     assert full.nbytes - weight.nbytes == 2 * full.levels.numel()
 
 
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_levels_too_small_for_half_precision_are_refused_with_the_way_out(recipe: Recipe) -> None:
+    w = matrix(20, 30) * 1e-8
+    with pytest.raises(
+        LexibitError, match=r"small: its levels, up to .* do not fit float16: use .*'float32'"
+    ):
+        quantize_tensor(w, replace(recipe, levels_dtype="float16"), name="small")
+    full = quantize_tensor(w, recipe)
+    assert ((full.decode() - w).square().sum() < 0.5 * w.square().sum()) or recipe.scheme in ("linear", "ocs")
+    # one group of many that is next to nothing is no reason to refuse
+    mixed = matrix(20, 30)
+    mixed[7] *= 1e-8
+    assert quantize_tensor(mixed, replace(recipe, levels_dtype="float16")).decode().isfinite().all()
+
+
+def test_a_float16_weight_that_its_own_grid_would_lose_is_refused() -> None:
+    with pytest.raises(LexibitError, match=r"tiny: its levels, up to .* do not fit float16: exclude it"):
+        quantize_tensor((matrix(20, 30) * 1e-6).half(), Recipe("lq", 8), name="tiny")
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_grid_near_the_end_of_float16_stays_finite_or_is_refused(affine: bool) -> None:
+    w = torch.rand(6, 50, generator=torch.Generator().manual_seed(0)) * 5504 + 60000
+    for bits in (2, 3, 8):
+        with contextlib.suppress(LexibitError):
+            weight = quantize_tensor(w.half(), Recipe("lq", bits, options={"affine": affine}))
+            assert weight.decode().isfinite().all()
+
+
 @pytest.mark.parametrize(("scheme", "bits"), [("linear", 2), ("lq", 2), ("kmeans", 2)])
 def test_levels_beyond_half_precision_are_refused_with_the_way_out(scheme: str, bits: int) -> None:
     w = matrix() * 1e6

@@ -28,6 +28,7 @@ GOLDEN = Path(__file__).parent / "golden"
 WIDTH = {
     "table": lambda bits: 2**bits,
     "symmetric": lambda bits: 1,
+    "affine": lambda bits: 2,
     "uniform": lambda bits: 2,
     "binary": lambda bits: bits,
 }
@@ -80,6 +81,8 @@ def decode_by_hand(path, name):
             out[row, column] = mine[code]
         elif record["form"] == "symmetric":
             out[row, column] = mine[0] * mine.dtype.type(int(code) - 2 ** (bits - 1))
+        elif record["form"] == "affine":
+            out[row, column] = mine[0] * mine.dtype.type(int(code) - 2 ** (bits - 1)) + mine[1]
         elif record["form"] == "uniform":
             out[row, column] = mine[0] * (mine.dtype.type(code) + mine[1])
         else:
@@ -335,6 +338,7 @@ def test_a_record_of_version_1_has_nothing_of_version_2(tmp_path):
         ({"extra": [0, 0]}, "extra"),
         ({"mask": False}, "mask"),
         ({"form": "symmetric"}, "form"),
+        ({"form": "affine"}, "form"),
     ):
         path.write_bytes((GOLDEN / "format-1.safetensors").read_bytes())
         change_index(path, lambda document, new=changes: document["weights"]["table.weight"].update(new))
@@ -596,6 +600,19 @@ def test_an_origin_that_the_weight_does_not_have_is_refused(packed, origin):
 def test_a_missing_correction_is_refused(packed, part):
     change_tensors(packed, lambda tensors: tensors.pop(f"third.weight_{part}"))
     refused(packed, f"third.weight_{part}", "missing")
+
+
+def test_a_tensor_that_two_weights_claim_is_refused(tmp_path):
+    # the mask of an 8 x 8 weight, and the codes of another in one bit, are both 8 bytes
+    w, path = torch.randn(8, 8), tmp_path / "model.safetensors"
+    format.write(path, {"x": quantize_tensor(w, Recipe("kmeans", 1, importance="P=0.1,mask"))})
+
+    def claim(document):
+        document["weights"]["x_mask"] = document["weights"]["x"] | {"mask": False}
+
+    change_tensors(path, lambda tensors: tensors.update({"x_mask_levels": tensors["x_levels"].clone()}))
+    change_index(path, claim)
+    refused(path, "x_mask", "a part of x and of x_mask")
 
 
 def two_shards(tmp_path):

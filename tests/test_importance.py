@@ -149,6 +149,24 @@ def test_pruned_weights_take_a_level_unless_there_is_a_mask() -> None:
         assert masked.bits_per_weight == pytest.approx(plain.bits_per_weight + 1)
 
 
+def test_a_mask_never_takes_more_than_its_share() -> None:
+    # more than P lie on the border: by the formula they count nothing, and the mask leaves them
+    equal = torch.full((4, 4), 0.5)
+    importance, zero = Magnitude(P=0.1, mask=True).of(equal)
+    assert not importance.any()
+    assert not zero.any()
+    torch.testing.assert_close(quantize_tensor(equal, Recipe(importance="P=0.1,mask")).decode(), equal)
+    some = torch.tensor([[0.1, 0.1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.9, 0.9]])
+    assert Magnitude(P=0.3, mask=True).of(some)[1].tolist() == [[True] * 2 + [False] * 8]
+    assert Magnitude(P=0.1, mask=True).of(some)[1].tolist() == [[True] * 2 + [False] * 8]
+
+
+@pytest.mark.parametrize("value", ["1", None, True, 1j])
+def test_a_magnitude_that_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(LexibitError, match="importance: E must be a number"):
+        Magnitude(E=value)
+
+
 @pytest.mark.parametrize("importance", ["E=1,P=0.05", "P=0.5,mask"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (3, 4, 5), (0, 4), (4, 0)])
 def test_odd_shapes_are_weighted(shape: tuple[int, ...], importance: str) -> None:
@@ -196,6 +214,8 @@ def test_a_spelling_has_a_meaning(text: str, meaning: object) -> None:
         ("P=1", "P must be 0 to less than 1, not 1"),
         ("mask", "mask stores what P prunes, and P is 0"),
         ("fisher.pt", "unknown setting"),
+        ("E=1,E=2", "E is given twice"),
+        ("P=0.1,mask=1", "write mask alone, without '='"),
     ],
 )
 def test_a_spelling_without_a_meaning_is_refused(text: str, said: str) -> None:
@@ -231,8 +251,16 @@ def test_rules_give_every_layer_its_own_importance() -> None:
     assert config.recipe("b").importance is None  # LQ does not weigh
     assert config.recipe("c").importance is None
     assert config.recipe("d").importance == "E=1"
+    # there and back
+    assert config.recipe("b", "d").importance == "E=1"
+    assert config.recipe("a", "d").importance == "E=0.5,P=0.02"
     with pytest.raises(LexibitError, match="'lq' does not use importances"):
         LexibitConfig(rules={"b": {"scheme": "lq", "importance": "E=1"}})
+    # a rule that takes away what made the scheme weigh does not take the importance away in silence
+    with pytest.raises(LexibitError, match="'ocs' does not use importances"):
+        LexibitConfig(
+            "ocs", options={"clip": "mse"}, importance="E=1", rules={"a": {"options": {"ratio": 0.1}}}
+        )
 
 
 # tensors of the user's -------------------------------------------------------------------------------
@@ -300,6 +328,59 @@ def test_a_tied_weight_may_be_named_by_any_of_its_names(tiny_model: Any, tmp_pat
     assert not same(found[0], codebooks(ours)[names[0]])
 
 
+def test_two_importances_for_one_tied_weight_are_refused(tiny_model: Any, tmp_path: Path) -> None:
+    first, second = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
+    m = torch.rand(97, 24)
+    quantize(tiny_model("bert-mlm"), importances={first: m, second: m.clone()}, progress=False)
+    twice = {first: m, second: m + 1}
+    with pytest.raises(LexibitError, match=f"{first} and {second} are one weight with two importances"):
+        quantize(tiny_model("bert-mlm"), importances=twice, progress=False)
+    importance.save(twice, tmp_path / "m.safetensors")
+    config = LexibitConfig(importance=str(tmp_path / "m.safetensors"))
+    with pytest.raises(LexibitError, match="one weight with two importances"):
+        quantize(tiny_model("bert-mlm"), config, progress=False)
+
+
+def test_a_file_that_no_weight_uses_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "m.safetensors"
+    importance.save({"1.bias": torch.ones(5)}, file)
+    with pytest.raises(LexibitError, match=r"m\.safetensors: names no weight that is quantized"):
+        Plan.of(model(), LexibitConfig(importance=str(file)))
+    importance.save(brought(), file)
+    with pytest.raises(LexibitError, match="has none for 'weight': give the tensor's name there as name="):
+        quantize_tensor(torch.randn(5, 6), Recipe(importance=str(file)))
+    assert quantize_tensor(torch.randn(5, 6), Recipe(importance=str(file)), name="1.weight").shape == (5, 6)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-42, 1e30, 1e200])
+def test_only_the_ratios_of_importances_count(scale: float) -> None:
+    w, m = matrix(), torch.rand(12, 30, dtype=torch.float64)
+    for recipe in WEIGHING:
+        expected, scaled = (
+            float((m * (quantize_tensor(w, recipe, importance=given).decode() - w).square()).sum())
+            for given in (m, m * scale)
+        )
+        assert scaled == pytest.approx(expected, rel=0.02)
+
+
+def test_what_is_no_tensor_of_real_numbers_is_refused(tmp_path: Path) -> None:
+    for wrong, said in (
+        (np.ones((12, 30)), "ndarray"),
+        ([1.0], "list"),
+        (torch.ones(12, 30) * 1j, "complex64"),
+    ):
+        with pytest.raises(
+            LexibitError, match=f"w: its importance must be a tensor of real numbers, not .*{said}"
+        ):
+            quantize_tensor(matrix(), importance=wrong, name="w")
+        with pytest.raises(LexibitError, match="w: its importance must be a tensor"):
+            importance.save({"w": wrong}, tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+    shared = torch.rand(3, 4)
+    importance.save({"a": shared, "b": shared}, tmp_path / "m.safetensors")
+    assert torch.equal(importance.load(tmp_path / "m.safetensors")["b"], shared)
+
+
 def test_a_name_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
     tensors = brought() | {"1.wieght": torch.ones(5, 6)}
     importance.save(tensors, tmp_path / "m.safetensors")
@@ -315,7 +396,7 @@ def test_a_name_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
 def test_importances_that_nobody_uses_are_refused() -> None:
     with pytest.raises(LexibitError, match="'lq' does not use importances"):
         quantize(model(), LexibitConfig("lq", 4), importances=brought(), progress=False)
-    with pytest.raises(LexibitError, match="they name no weight that is quantized"):
+    with pytest.raises(LexibitError, match="names no weight that is quantized"):
         quantize(
             model(), LexibitConfig(exclude=["0"]), importances={"0.weight": torch.ones(9, 6)}, progress=False
         )
@@ -514,10 +595,11 @@ def test_what_fisher_cannot_use_is_refused(tiny_model: Any) -> None:
         importance.fisher(ours, [torch.tensor([1])] * 2, spoiled, progress=False)
     with pytest.raises(LexibitError, match="BertModel gave no loss: put labels in the batches"):
         importance.fisher(tiny_model("bert"), [{"input_ids": torch.tensor([[5]])}], progress=False)
-    packed = nn.Sequential(nn.Linear(4, 4, bias=False))
-    quantize(packed, progress=False)
-    with pytest.raises(LexibitError, match="has no float weights: gather from the float model"):
-        importance.fisher(packed, [torch.randn(1, 4)], squared, progress=False)
+    for config in (LexibitConfig(), LexibitConfig(exclude=["1"])):
+        packed = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        quantize(packed, config, progress=False)
+        with pytest.raises(LexibitError, match="is not a float model: gather from the float model"):
+            importance.fisher(packed, [torch.randn(1, 4)], squared, progress=False)
 
 
 def test_a_gradient_that_is_not_finite_is_refused_and_named() -> None:

@@ -20,7 +20,7 @@ def numbers(form: LevelForm, bits: int, groups: int = 3) -> torch.Tensor:
 def test_each_form_stores_its_own_count_of_numbers(bits: int) -> None:
     assert LevelForm.TABLE.width(bits) == 2**bits
     assert LevelForm.SYMMETRIC.width(bits) == 1
-    assert LevelForm.UNIFORM.width(bits) == 2
+    assert LevelForm.AFFINE.width(bits) == LevelForm.UNIFORM.width(bits) == 2
     assert LevelForm.BINARY.width(bits) == bits
 
 
@@ -57,6 +57,17 @@ def test_symmetric_levels_are_uniform_ones_about_zero(bits: int) -> None:
     offset = torch.full_like(scale, -(2 ** (bits - 1)))
     assert torch.equal(table, LevelForm.UNIFORM.expand(torch.cat([scale, offset], 1), bits))
     assert (table[:, 2 ** (bits - 1)] == 0).all()
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_affine_levels_are_symmetric_ones_about_a_middle(bits: int) -> None:
+    levels = numbers(LevelForm.AFFINE, bits)
+    expected = LevelForm.SYMMETRIC.expand(levels[:, :1], bits) + levels[:, 1:]
+    assert torch.equal(LevelForm.AFFINE.expand(levels, bits), expected)
+    # far from zero and in half precision the steps do not drown: as many distinct levels as the dtype has
+    low = torch.tensor([[2.0**-9, 1.0]], dtype=torch.bfloat16)
+    table = LevelForm.AFFINE.expand(low, bits)[0].float()
+    assert (table - (1 + 2.0**-9 * (torch.arange(2**bits) - 2 ** (bits - 1)))).abs().max() <= 2.0**-8
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

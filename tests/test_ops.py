@@ -21,7 +21,7 @@ LAYOUTS = [
     (2, "row", "symmetric"),
     (3, "columns:5", "table"),
     (4, "rows:3", "binary"),
-    (5, "columns:4", "uniform"),
+    (5, "columns:4", "affine"),
     (6, "blocks:2", "table"),
     (7, "row", "binary"),
     (8, "matrix", "table"),

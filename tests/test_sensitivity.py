@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,22 @@ def test_the_drop_of_a_score_ranks_first(ours: PreTrainedModel, reference: Refer
     assert all((one.score, one.drop) == (90.0, 0.0) for one in found[1:])
     rest = [one.output_error for one in found[1:]]
     assert rest == sorted(rest, reverse=True)
+
+
+def test_a_score_that_is_not_a_number_is_the_worst_damage(ours: PreTrainedModel) -> None:
+    def score(model: PreTrainedModel) -> tasks.Score:
+        value = {"pooler.dense.weight": float("nan")}.get(next(iter(codebooks(model)), ""), 50.0)
+        value -= len(codebooks(model))
+        return tasks.Score("points", value, value, value, 3, 0, 0.0)
+
+    found = sensitivity(ours, CONFIG, score=score, progress=False)
+    assert found[0].name == "pooler.dense.weight"
+    assert math.isnan(found[0].drop)
+    assert all(one.drop == 1.0 for one in found[1:])
+    with pytest.raises(LexibitError, match="the float model's score is nan"):
+        sensitivity(
+            ours, CONFIG, score=lambda _: tasks.Score("points", float("nan"), 0, 0, 3, 0, 0.0), progress=False
+        )
 
 
 def test_a_tied_weight_is_quantized_in_all_its_places(

@@ -21,7 +21,7 @@ Make = Callable[..., CodebookWeight]
 WIDTHS = range(1, 9)
 SHAPES = [(1, 1), (5, 7), (8, 16), (3, 4, 5), (2, 1, 3, 4), (0, 4), (4, 0)]
 GROUPS = ["matrix", "row", "rows:2", "blocks:3", "columns:3"]
-FORMS = ["table", "symmetric", "uniform", "binary"]
+FORMS = ["table", "symmetric", "affine", "uniform", "binary"]
 CORRECTIONS = [
     {"extra": (0, 2)},
     {"extra": (3, 0)},
@@ -38,6 +38,8 @@ def level(weight: CodebookWeight, group: int, code: int) -> float:
         return stored[code]
     if weight.spec.form is LevelForm.SYMMETRIC:
         return stored[0] * (code - 2 ** (weight.spec.bits - 1))
+    if weight.spec.form is LevelForm.AFFINE:
+        return stored[0] * (code - 2 ** (weight.spec.bits - 1)) + stored[1]
     if weight.spec.form is LevelForm.UNIFORM:
         return stored[0] * (code + stored[1])
     return sum(s if code >> j & 1 else -s for j, s in enumerate(stored))

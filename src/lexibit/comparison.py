@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -17,11 +18,14 @@ from lexibit.errors import LexibitError, unknown
 from lexibit.fidelity import Reference
 from lexibit.fitting import Quantizing, installed
 from lexibit.groups import matrix_shape
+from lexibit.importance import names as importance_names
+from lexibit.importance import parse
 from lexibit.levels import LevelForm
 from lexibit.nn import codebooks
-from lexibit.plan import Plan, PlannedWeight
+from lexibit.packing import MAX_BITS, MIN_BITS
+from lexibit.plan import Plan, PlannedWeight, check_importances, storages
 from lexibit.progress import progress_bar
-from lexibit.schemes import scheme
+from lexibit.schemes import does_not_weigh, scheme
 from lexibit.tasks import Score
 from lexibit.weight import CodebookWeight, WeightSpec, bits_per_weight
 
@@ -29,7 +33,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ALL = "all"  # the kind of all weights together
-FLOAT_BITS = 32
 
 _ORIGIN_BITS = 32  # stored for each extra channel
 
@@ -111,21 +114,35 @@ def compare_schemes(
         model's.
 
     Raises:
-        LexibitError: a model that is quantized already, or an unknown scheme.
+        LexibitError: a model that is quantized already, or has nothing to quantize; an unknown scheme; a
+            width, overhead or importance that cannot be; outputs asked of what is no transformers model.
     """
     import pandas as pd
 
     contenders = _chosen(schemes)
+    for k in bits:
+        if isinstance(k, bool) or not isinstance(k, int) or not MIN_BITS <= k <= MAX_BITS:
+            raise LexibitError(f"bits must be whole numbers from {MIN_BITS} to {MAX_BITS}, not {k!r}")
+    if not 0 <= overhead <= 1:
+        raise LexibitError(f"overhead must be from 0 to 1, as a share of the codes' bits, not {overhead}")
     if isinstance(model, nn.Module) and codebooks(model):
         raise LexibitError("the model is quantized already: give the float model")
+    if not isinstance(model, PreTrainedModel) and not (reference is None and score is None):
+        raise LexibitError("outputs and scores need a model of transformers: leave reference and score out")
     config = LexibitConfig(seed=seed)
     plan = Plan.of(model, config) if isinstance(model, nn.Module) else Plan.of_tensors(model, config)
+    if not plan.weights:
+        raise LexibitError("nothing to quantize: see its plan")
+    names = (
+        [use.name for _, uses in storages(model) for use in uses] if isinstance(model, nn.Module) else model
+    )
+    _check_importance(importance, contenders, equal, plan, names)
     runs = [(k, contender, groups) for k in bits for contender, groups in _lines(contenders, equal)]
     rows: list[dict[str, Any]] = []
     if score is not None and isinstance(model, PreTrainedModel):
-        rows.append(
-            {"bits": FLOAT_BITS, "kind": ALL, "name": "float32", "stored_bits": 32.0} | _scored(score(model))
-        )
+        size = 8 * model.dtype.itemsize
+        name = str(model.dtype).removeprefix("torch.")
+        rows.append({"bits": size, "kind": ALL, "name": name, "stored_bits": size} | _scored(score(model)))
     with progress_bar(progress) as bar:
         for k, contender, groups in bar.track(runs, description="schemes"):
             recipe = _Recipes(k, contender, groups, overhead, levels_dtype, importance)
@@ -154,7 +171,29 @@ def _chosen(schemes: Iterable[str] | None) -> list[Contender]:
     wanted = known if schemes is None else set(schemes)
     for name in wanted - known:
         raise unknown("scheme to compare", name, known)
+    if not wanted:
+        raise LexibitError(f"no scheme to compare: name some of {', '.join(sorted(known))}")
     return [contender for contender in CONTENDERS if contender.scheme in wanted]
+
+
+def _check_importance(
+    text: str | None, contenders: list[Contender], equal: bool, plan: Plan, names: Iterable[str]
+) -> None:
+    """Refuse an importance that means nothing, names other weights, or has no scheme to use it."""
+    if text is None:
+        return
+    weighing = [c for c in contenders if scheme(c.scheme, c.options).weighs]
+    if not weighing:
+        raise does_not_weigh(contenders[0].scheme)
+    source = parse(text)
+    if isinstance(source, Path):
+        users = [weight.by(Recipe(weighing[0].scheme, importance=text)) for weight in plan.weights]
+        check_importances(importance_names(source), names, users, str(source))
+    elif source.mask and equal:
+        raise LexibitError(
+            f"importance {text!r}: a mask takes a bit a weight, which an equal budget does not have: leave "
+            "mask out, or compare each scheme in its own form (equal=False, --own)"
+        )
 
 
 def _lines(contenders: list[Contender], equal: bool) -> list[tuple[Contender, str]]:
@@ -209,9 +248,11 @@ class _Recipes:
     def _paid(self, recipe: Recipe, spec: WeightSpec) -> Recipe:
         """The recipe with as small groups, or as many extra channels, as the stored bits allow."""
         rows, columns = matrix_shape(spec.shape)
+        if rows * columns == 0:
+            return recipe
         budget = self.overhead * self.bits  # beyond the codes, a weight
         width = 8 * spec.form.width(self.bits) * spec.levels_bytes
-        if "ocs" in self.contender.scheme:
+        if any(spec.extra):
             axis = 0 if spec.extra[0] else 1
             channels, length = (rows, columns) if axis == 0 else (columns, rows)
             count = (budget * rows * columns - width) // (self.bits * length + _ORIGIN_BITS)

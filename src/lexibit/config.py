@@ -90,6 +90,7 @@ class LexibitConfig(QuantizationConfigMixin):
         parameters: patterns of bare parameters (of two axes or more) to quantize as well.
         rules: ``{pattern: {"bits": 8, ...}}``: weights that match use these values of scheme, bits,
             groups, options, levels_dtype and importance instead; of two rules that match, the later counts.
+            See :meth:`recipe`.
         seed: of every random choice.
 
     Patterns are shell patterns (``*``, ``?``, ``[...]``) on the full name of a weight, with or without
@@ -158,20 +159,24 @@ class LexibitConfig(QuantizationConfigMixin):
             self.recipe(pattern)
 
     def recipe(self, *rules: str) -> Recipe:
-        """The recipe that the named rules, in their order, make of the defaults."""
+        """The recipe that the named rules, in their order, make of the defaults.
+
+        A rule for another scheme drops the options given so far, and the default importance if that scheme
+        does not weigh errors.
+        """
         values = {name: getattr(self, name) for name in _RECIPE}
+        own_importance = False
         for pattern in rules:
             rule = self.rules[pattern]
-            # another scheme does not know the options of the first
             if rule.get("scheme", values["scheme"]) != values["scheme"]:
                 values["options"] = {}
             values |= rule
-            # nor, perhaps, what to do with importances
-            if "importance" not in rule and not _weighs(values["scheme"], values["options"]):
-                values["importance"] = None
+            own_importance |= "importance" in rule
+        if values["scheme"] != self.scheme and not own_importance and not _weighs(**values):
+            values["importance"] = None
         return Recipe(**values)
 
 
-def _weighs(scheme: Any, options: Any) -> bool:
+def _weighs(scheme: Any, options: Any, **_: Any) -> bool:
     """Whether a scheme takes importances; what is wrong with its name is for the recipe to say."""
     return scheme not in list(schemes.names()) or schemes.scheme(scheme, options).weighs

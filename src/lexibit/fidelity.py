@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lexibit.batches import batches
 from lexibit.errors import LexibitError
 from lexibit.nn.modes import evaluating
 from lexibit.weight import CodebookWeight
@@ -110,7 +111,7 @@ def output_fidelity(
         LexibitError: no text, or a model with no output to compare.
     """
     tally = _Tally()
-    for batch in _batches(tokenizer, texts, batch_size, max_length, original):
+    for batch in _inputs(original, tokenizer, texts, batch_size, max_length):
         tally.add(_run(quantized, batch), _run(original, batch))
     return tally.fidelity(len(texts))
 
@@ -141,8 +142,8 @@ class Reference:
         max_length: int = 128,
     ) -> None:
         self._texts = len(texts)
-        batches = _batches(tokenizer, texts, batch_size, max_length, model)
-        self._outputs = [(batch, _run(model, batch)) for batch in batches]
+        inputs = _inputs(model, tokenizer, texts, batch_size, max_length)
+        self._outputs = [(batch, _run(model, batch)) for batch in inputs]
 
     def fidelity(self, model: PreTrainedModel) -> OutputFidelity:
         """How a model's outputs agree with those kept."""
@@ -211,33 +212,16 @@ class _Tally:
         )
 
 
-def _batches(
+def _inputs(
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     size: int,
     max_length: int,
-    model: PreTrainedModel,
 ) -> Iterator[dict[str, Tensor]]:
     if not texts:
         raise LexibitError("no text to compare on: the file is empty")
-    most = getattr(model.config, "max_position_embeddings", None)
-    if most is not None:
-        # RoBERTa counts positions from behind the padding index
-        offset = (model.config.pad_token_id or 0) + 1 if "roberta" in model.config.model_type else 0
-        max_length = min(max_length, most - offset)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    # texts of like length together: less padding
-    order = sorted(texts, key=len)
-    for start in range(0, len(order), size):
-        batch = tokenizer(
-            order[start : start + size],
-            padding=True,
-            truncation=True,
-            max_length=max_length,
-            return_tensors="pt",
-        )
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    for _, inputs in batches(model, tokenizer, texts, size=size, max_length=max_length):
         if model.config.is_encoder_decoder:
             inputs["decoder_input_ids"] = inputs["input_ids"]
         yield inputs

@@ -54,6 +54,11 @@ def quantize_tensor(
         )
     spec = spec_of(tuple(weight.shape), weight.dtype, recipe, name=name, kinds={kind})
     given = None if importance is None else {name: importance}
+    source = recipe.weighing()
+    if isinstance(source, Path) and name not in importances.names(source):
+        raise LexibitError(
+            f"importance {source}: has none for {name!r}: give the tensor's name there as name="
+        )
     return _quantize(weight, spec, recipe, [name], given, seed)
 
 
@@ -97,23 +102,47 @@ def _packed(
     """What was chosen as it will be stored and computed with, on the weight's device."""
     stored = choice.levels.to(getattr(torch, spec.levels_dtype)).to(weight.dtype)
     packed = CodebookWeight.from_codes(spec, choice.codes, stored, choice.origins, pruned)
-    largest = float(stored.abs().max()) if stored.numel() else 0.0
-    if largest * (1 << spec.bits) >= torch.finfo(weight.dtype).max:
+    if _reach(spec, stored) >= torch.finfo(weight.dtype).max and not packed.decode().isfinite().all():
         # a scale that was rounded up may carry the largest weight over the end of its dtype
-        if spec.form is not LevelForm.TABLE and not packed.decode().isfinite().all():
-            scales = packed.levels[:, :1] if spec.form is LevelForm.UNIFORM else packed.levels
+        if spec.form is not LevelForm.TABLE:
+            scales = packed.levels[:, :1] if spec.form is LevelForm.AFFINE else packed.levels
             scales.mul_(1 - torch.finfo(weight.dtype).eps)
         if not packed.decode().isfinite().all():
-            narrow = spec.levels_dtype != "float32"
-            raise LexibitError(
-                f"{name}: its levels, up to {choice.levels.abs().max():.3g}, do not fit "
-                + (
-                    f"{spec.levels_dtype}: use levels_dtype='float32'"
-                    if narrow
-                    else f"{spec.dtype}: exclude it"
-                )
-            )
+            raise _does_not_fit(name, spec, choice)
+    elif _drowned(spec, choice.levels, stored):
+        exact = CodebookWeight.from_codes(spec, choice.codes, choice.levels, choice.origins, pruned).decode()
+        values = weight.detach().cpu().double()
+        lost, had = ((w.double() - values).square().sum() for w in (packed.decode(), exact))
+        if lost > 1.1 * had + 1e-6 * values.square().sum():
+            raise _does_not_fit(name, spec, choice)
     return packed.to(weight.device)
+
+
+def _reach(spec: WeightSpec, levels: Tensor) -> float:
+    """A bound of what a level, or the sum of a split channel's, can come to."""
+    size = levels.double().abs()
+    if levels.numel() == 0:
+        return 0.0
+    if spec.form in (LevelForm.SYMMETRIC, LevelForm.AFFINE):
+        size[:, 0] *= 1 << (spec.bits - 1)
+    largest = size.max() if spec.form is LevelForm.TABLE else size.sum(1).max()
+    return float(largest) * (2 if any(spec.extra) else 1)
+
+
+def _drowned(spec: WeightSpec, levels: Tensor, stored: Tensor) -> bool:
+    """Whether rounding may take what tells a group's levels apart, as at the lower end of a dtype."""
+    if spec.form in (LevelForm.SYMMETRIC, LevelForm.AFFINE):
+        levels, stored = levels[:, :1], stored[:, :1]
+    lost = (stored.double() - levels.double()).abs()
+    return bool((lost > 2**-6 * levels.abs().amax(1, keepdim=True)).any()) if levels.numel() else False
+
+
+def _does_not_fit(name: str, spec: WeightSpec, choice: schemes.Choice) -> LexibitError:
+    narrow = spec.levels_dtype != "float32"
+    return LexibitError(
+        f"{name}: its levels, up to {choice.levels.abs().max():.3g}, do not fit "
+        + (f"{spec.levels_dtype}: use levels_dtype='float32'" if narrow else f"{spec.dtype}: exclude it")
+    )
 
 
 def _check_finite(name: str, weight: Tensor, values: Tensor) -> None:

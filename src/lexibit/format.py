@@ -168,9 +168,14 @@ def read_index(paths: Iterable[Path]) -> Index:
                         "checkpoint only"
                     )
                 found[name] = (path, part.get_dtype(), part.get_shape())
+    owners: dict[str, str] = {}
     for name, spec in index.items():
-        for part, (dtype, shape) in spec.parts.items():
-            _check_tensor(source[name], found, spec.keys(name)[part], _SAFETENSORS[dtype], shape)
+        for part, key in spec.keys(name).items():
+            if owners.setdefault(key, name) != name:
+                both = f"a part of {owners[key]} and of {name}"
+                raise FormatError(f"{source[name]}: the tensor {key} would be {both}: {_DAMAGED}")
+            dtype, shape = spec.parts[part]
+            _check_tensor(source[name], found, key, _SAFETENSORS[dtype], shape)
     return index
 
 

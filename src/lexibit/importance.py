@@ -30,10 +30,14 @@ from torch import Tensor, nn
 from lexibit.errors import LexibitError, unknown
 from lexibit.files import replacing
 from lexibit.groups import matrix_shape
+from lexibit.nn import codebooks
 from lexibit.nn.modes import evaluating
 from lexibit.progress import progress_bar
 
 Tensors = Mapping[str, Tensor]
+
+# beyond these, sums of importances leave float32's range
+_TINY, _HUGE = 1e-20, 1e20
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Magnitude:
     We chose: ``E = 0`` makes all of the first factor 1, also of zeros; so does ``Q_C = 0``, where all that
     counts is zero. Setting pruned weights to exactly zero would add a level that k bits cannot hold. So P
     only takes their importance away, and each still takes a level like any other weight; with ``mask``
-    they do become zero, by a mask that is stored, and takes one bit a weight.
+    they do become zero, by a mask that is stored, and takes one bit a weight. Of weights that lie on the
+    border ``Q_P`` themselves the mask leaves all if they are too many, so that it never takes more than P.
 
     Attributes:
         E: exponent, 0 to 1 in the paper's searches, any number from 0.
@@ -69,27 +74,37 @@ class Magnitude:
             ("P", 0.0, math.nextafter(1.0, 0.0), "0 to less than 1"),
         ):
             value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise LexibitError(f"importance: {name} must be a number, not {value!r}")
             if not (low <= value <= high and math.isfinite(value)):
                 raise LexibitError(f"importance: {name} must be {said}, not {value}")
         if self.mask and not self.P:
             raise LexibitError("importance: mask stores what P prunes, and P is 0: add P or drop mask")
 
     def of(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Importance of a float32 matrix, and where it is pruned if there is a mask.
+        """Importance of a float32 matrix, and where it becomes zero if there is a mask.
 
         Returns:
             float32 like the matrix, and bool like it or None.
         """
-        a = matrix.abs()
-        importance, pruned = torch.ones_like(a), torch.zeros_like(a, dtype=torch.bool)
-        if self.E and a.numel():
-            clip = _order_statistic(a, self.C)
-            if clip > 0:
-                importance = (a / clip).clamp_(max=1.0).pow_(self.E)
-        if self.P and a.numel():
-            pruned = a <= _order_statistic(a, self.P)
-            importance.masked_fill_(pruned, 0.0)
-        return importance, pruned if self.mask else None
+        importance = matrix.abs()
+        if importance.numel() == 0:
+            return importance, torch.zeros_like(importance, dtype=torch.bool) if self.mask else None
+        clip = _order_statistic(importance, self.C) if self.E else 0.0
+        border = _order_statistic(importance, self.P) if self.P else -1.0
+        pruned = importance <= border
+        zero = None
+        if self.mask:
+            zero = pruned
+            if int(pruned.sum()) > importance.numel() * self.P + 1:
+                zero = importance < border
+        if clip > 0:
+            importance.div_(clip).clamp_(max=1.0)
+            if self.E != 1:
+                importance.pow_(self.E)
+        else:
+            importance.fill_(1.0)
+        return importance.masked_fill_(pruned, 0.0), zero
 
 
 def _order_statistic(a: Tensor, share: float) -> float:
@@ -109,13 +124,16 @@ def parse(text: str) -> Magnitude | Path:
     settings: dict[str, Any] = {}
     for setting in text.split(","):
         name, equals, value = setting.strip().partition("=")
-        if name == "mask" and not equals:
+        if name in settings:
+            raise LexibitError(f"importance {text!r}: {name} is given twice")
+        if name == "mask":
+            if equals:
+                raise LexibitError(f"importance {text!r}: write mask alone, without '='")
             settings[name] = True
             continue
         if name not in ("E", "C", "P"):
-            raise unknown(
-                f"setting of importance {text!r}", name, ["E", "C", "P", "mask", "FILE.safetensors"]
-            )
+            known = ["E", "C", "P", "mask", "FILE.safetensors"]
+            raise unknown(f"setting of importance {text!r}", name, known)
         try:
             settings[name] = float(value)
         except ValueError:
@@ -124,9 +142,17 @@ def parse(text: str) -> Magnitude | Path:
 
 
 def save(importances: Tensors, path: str | Path) -> None:
-    """Save importances to a safetensors file, under their weights' names."""
+    """Save importances to a safetensors file, under their weights' names.
+
+    Raises:
+        LexibitError: one of them is no tensor, or the file cannot be written.
+    """
+    for name, importance in importances.items():
+        _check_kind(name, importance)
+    # copies, as safetensors refuses tensors that share memory
+    copies = {name: tensor.detach().clone().contiguous() for name, tensor in importances.items()}
     with replacing(Path(path)) as staged:
-        save_file({name: tensor.contiguous() for name, tensor in importances.items()}, staged)
+        save_file(copies, staged)
 
 
 def load(path: str | Path) -> dict[str, Tensor]:
@@ -142,24 +168,33 @@ def names(path: Path) -> list[str]:
 
 
 def find(source: Tensors | Path, aliases: Iterable[str]) -> Tensor | None:
-    """The importance of the weight of that name, or of any of its other names; None if there is none."""
+    """The importance of the weight of that name, or of any of its other names; None if there is none.
+
+    Raises:
+        LexibitError: two of its names have different ones.
+    """
     if isinstance(source, Path):
         with _opened(source) as file:
             known = set(file.keys())
-            return next((file.get_tensor(name) for name in aliases if name in known), None)
-    return next((source[name] for name in aliases if name in source), None)
+            return _only({name: file.get_tensor(name) for name in aliases if name in known})
+    return _only({name: source[name] for name in aliases if name in source})
 
 
-def check_names(given: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Refuse importances of weights that the model does not have.
+def _only(found: Tensors) -> Tensor | None:
+    """The importance that all names agree on."""
+    if not found:
+        return None
+    first, *others = found
+    for other in others:
+        if found[first] is not found[other] and not torch.equal(found[first], found[other]):
+            raise LexibitError(f"{first} and {other} are one weight with two importances: give it one")
+    return found[first]
 
-    Raises:
-        LexibitError: there are such.
-    """
-    known = set(known)
-    for name in given:
-        if name not in known:
-            raise unknown(f"weight in {where}", name, known)
+
+def _check_kind(name: str, importance: object) -> None:
+    if not isinstance(importance, Tensor) or importance.is_complex():
+        kind = importance.dtype if isinstance(importance, Tensor) else type(importance).__name__
+        raise LexibitError(f"{name}: its importance must be a tensor of real numbers, not {kind}")
 
 
 def checked(name: str, shape: tuple[int, ...], importance: Tensor) -> Tensor:
@@ -168,11 +203,12 @@ def checked(name: str, shape: tuple[int, ...], importance: Tensor) -> Tensor:
     Raises:
         LexibitError: it has another shape than its weight, is negative, not finite, or all zero.
     """
+    _check_kind(name, importance)
     if tuple(importance.shape) != shape:
         raise LexibitError(f"{name}: its importance is {list(importance.shape)}, must be {list(shape)}")
-    values = importance.detach().to("cpu", torch.float32).reshape(matrix_shape(shape))
+    values = importance.detach().to("cpu").reshape(matrix_shape(shape))
     if values.numel() == 0:
-        return values
+        return values.float()
     low, high = values.aminmax()
     if not (low >= 0 and high.isfinite()):
         raise LexibitError(f"{name}: its importance must be finite and not negative, it is {_extent(values)}")
@@ -181,7 +217,10 @@ def checked(name: str, shape: tuple[int, ...], importance: Tensor) -> Tensor:
             f"{name}: its importance is all zero, so that no error would count: leave the weight out of the "
             "importances to have its errors count alike"
         )
-    return values
+    if not _TINY < high < _HUGE:
+        # only their ratios count: bring them into the middle of float32's range
+        values = values.double() / high.double()
+    return values.float()
 
 
 def _extent(values: Tensor) -> str:
@@ -243,8 +282,10 @@ def fisher(
     with ExitStack() as undo:
         undo.enter_context(_without_traces(model))
         wanted = {name: p for name, p in model.named_parameters() if p.dim() >= 2 and p.is_floating_point()}
-        if not wanted:
-            raise LexibitError(f"{type(model).__name__} has no float weights: gather from the float model")
+        if codebooks(model) or not wanted:
+            raise LexibitError(f"{type(model).__name__} is not a float model: gather from the float model")
+        # cuDNN has no gradients for recurrent layers in evaluation mode
+        undo.enter_context(torch.backends.cudnn.flags(enabled=False))
         for name, parameter in wanted.items():
             parameter.requires_grad_(True)
             hook = parameter.register_post_accumulate_grad_hook(collect(name))  # type: ignore[no-untyped-call]

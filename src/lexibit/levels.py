@@ -1,13 +1,14 @@
 """The forms in which the levels of a group are stored, each in its own smallest.
 
-=============  ===============  ==============================================================
+=============  ===============  ================================================================
 form           numbers a group  level of code ``c``
-=============  ===============  ==============================================================
+=============  ===============  ================================================================
 ``table``      2**bits          ``table[c]``
 ``symmetric``  1                ``scale * (c - 2**(bits - 1))``
-``uniform``    2                ``scale * (c + offset)``, numbers in the order scale, offset
+``affine``     2                ``scale * (c - 2**(bits - 1)) + middle``, in the order scale, middle
+``uniform``    2                ``scale * (c + offset)``, in the order scale, offset; no longer written
 ``binary``     bits             ``sum_j scale[j] * (+1 if bit j of c is set else -1)``
-=============  ===============  ==============================================================
+=============  ===============  ================================================================
 
 Every form expands to a table, so one decoder serves all.
 """
@@ -25,20 +26,26 @@ class LevelForm(StrEnum):
 
     TABLE = "table"
     SYMMETRIC = "symmetric"
+    AFFINE = "affine"
     UNIFORM = "uniform"
     BINARY = "binary"
 
     def width(self, bits: int) -> int:
         """Numbers stored for one group."""
-        return {"table": 1 << bits, "symmetric": 1, "uniform": 2, "binary": bits}[self.value]
+        widths = {"table": 1 << bits, "symmetric": 1, "affine": 2, "uniform": 2, "binary": bits}
+        return widths[self.value]
 
     def expand(self, levels: Tensor, bits: int) -> Tensor:
         """Levels ``[groups, width]`` as a table ``[groups, 2**bits]``, in the same dtype."""
         if self is LevelForm.TABLE:
             return levels
         code = torch.arange(1 << bits, device=levels.device)
+        # from the middle: a half-precision dtype has these numbers exactly
+        centred = (code - (1 << (bits - 1))).to(levels.dtype)
         if self is LevelForm.SYMMETRIC:
-            return levels * (code - (1 << (bits - 1))).to(levels.dtype)
+            return levels * centred
+        if self is LevelForm.AFFINE:
+            return levels[:, :1] * centred + levels[:, 1:]
         if self is LevelForm.UNIFORM:
             scale, offset = levels[:, :1], levels[:, 1:]
             return scale * (code.to(levels.dtype) + offset)

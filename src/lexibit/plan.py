@@ -21,9 +21,10 @@ from transformers.pytorch_utils import Conv1D
 
 from lexibit import importance
 from lexibit.config import LexibitConfig, Recipe
-from lexibit.errors import LexibitError
+from lexibit.errors import LexibitError, unknown
 from lexibit.groups import Groups, matrix_shape
 from lexibit.importance import Magnitude
+from lexibit.schemes import does_not_weigh
 from lexibit.weight import WeightSpec, bits_per_weight
 
 # Modules that turn hidden states into a task's answer, by the names that transformers gives them.
@@ -215,7 +216,8 @@ class Plan:
         chooser.check_patterns(names)
         for source in dict.fromkeys(weight.recipe.weighing() for weight in weights):
             if isinstance(source, Path):
-                importance.check_names(importance.names(source), names, str(source))
+                users = [weight for weight in weights if weight.recipe.weighing() == source]
+                check_importances(importance.names(source), names, users, str(source))
         return cls(weights, kept)
 
     def __repr__(self) -> str:
@@ -267,6 +269,30 @@ class Plan:
     def covered(self) -> float:
         """Share of the model's bytes that is quantized, 0 to 1."""
         return sum(w.bytes_before for w in self.weights) / max(self.bytes_before, 1)
+
+
+def check_importances(
+    given: Iterable[str], names: Iterable[str], users: Iterable[PlannedWeight], where: str
+) -> None:
+    """Refuse importances by weights' names of which some have no weight, or that nobody uses.
+
+    Args:
+        given: the names that have one.
+        names: all names in the model.
+        users: the weights that are to use them.
+        where: what errors call the source of the importances.
+
+    Raises:
+        LexibitError: there are such.
+    """
+    given, names = set(given), set(names)
+    for name in sorted(given - names):
+        raise unknown(f"weight in {where}", name, names)
+    named = [weight for weight in users if not given.isdisjoint(weight.names)]
+    if not named:
+        raise LexibitError(f"{where}: names no weight that is quantized with importances: see its plan")
+    if not any(weight.recipe.fitting().weighs for weight in named):
+        raise does_not_weigh(named[0].recipe.scheme)
 
 
 def spec_of(

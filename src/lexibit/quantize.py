@@ -10,10 +10,9 @@ from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
 from lexibit.fitting import Quantizing, install_everywhere
 from lexibit.hf import attach, detach
-from lexibit.importance import Tensors, check_names
+from lexibit.importance import Tensors
 from lexibit.nn import Quantized, restore_all
-from lexibit.plan import Plan, storages
-from lexibit.schemes import does_not_weigh
+from lexibit.plan import Plan, check_importances, storages
 
 
 def quantize(
@@ -53,7 +52,8 @@ def quantize(
     if not plan.weights:
         raise LexibitError(f"nothing to quantize in {type(model).__name__}: see its plan")
     if importances is not None:
-        _check_use(importances, model, plan)
+        names = [use.name for _, uses in storages(model) for use in uses]
+        check_importances(importances, names, plan.weights, "importances")
     quantizing = Quantizing(config, len(plan.weights), progress, importances)
     # the largest first, while the other threads have enough to do beside it
     for planned in sorted(plan.weights, key=lambda planned: -prod(planned.spec.shape)):
@@ -63,16 +63,6 @@ def quantize(
         install_everywhere(planned, weight)
     attach(model, config)
     return plan
-
-
-def _check_use(importances: Tensors, model: nn.Module, plan: Plan) -> None:
-    """Refuse importances of which some have no weight, or none has one that can use it."""
-    check_names(importances, (use.name for _, uses in storages(model) for use in uses), "importances")
-    named = [weight for weight in plan.weights if any(name in importances for name in weight.names)]
-    if not named:
-        raise LexibitError("importances: they name no weight that is quantized: see its plan")
-    if not any(weight.recipe.fitting().weighs for weight in named):
-        raise does_not_weigh(named[0].recipe.scheme)
 
 
 def dequantize(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ def sensitivity(
 
     Returns:
         Every weight of the plan, the one whose quantization does most damage first: by the drop of the
-        score if there is one, and by the distance of the outputs.
+        score if there is one, and by the distance of the outputs; NaN is the worst.
 
     Raises:
         LexibitError: neither a reference nor a score, a model that is quantized already, or from the plan.
@@ -79,6 +80,8 @@ def sensitivity(
     if not plan.weights:
         raise LexibitError(f"nothing to quantize in {type(model).__name__}: see its plan")
     before = None if score is None else score(model).value
+    if before is not None and not math.isfinite(before):
+        raise LexibitError(f"the float model's score is {before}: there is nothing to compare with")
     found = []
     with progress_bar(progress) as bar:
         for planned in bar.track(plan.weights, description="one weight at a time"):
@@ -105,4 +108,10 @@ def sensitivity(
                     drop=None if after is None or before is None else before - after,
                 )
             )
-    return sorted(found, key=lambda one: (-(one.drop or 0.0), -(one.output_error or 0.0)))
+    return sorted(found, key=lambda one: (_worst_first(one.drop), _worst_first(one.output_error)))
+
+
+def _worst_first(damage: float | None) -> float:
+    if damage is None:
+        return 0.0
+    return -math.inf if math.isnan(damage) else -damage

@@ -41,7 +41,7 @@ def test_a_symmetric_grid_is_the_papers(bits: int) -> None:
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_an_affine_grid_has_all_levels_from_low_to_high(bits: int) -> None:
     grid = Grid.affine(both([-1.0, 2.0]), both([3.0, 2.5]), bits)
-    levels = LevelForm.UNIFORM.expand(grid.levels(LevelForm.UNIFORM), bits)
+    levels = LevelForm.AFFINE.expand(grid.levels(LevelForm.AFFINE), bits)
     expected = np.stack([np.linspace(-1, 3, 2**bits), np.linspace(2, 2.5, 2**bits)])
     np.testing.assert_allclose(levels, expected, rtol=1e-5, atol=1e-5)
     w = normal(2, 300) * 2 + 1
@@ -49,7 +49,7 @@ def test_an_affine_grid_has_all_levels_from_low_to_high(bits: int) -> None:
     assert (grid.codes(w).numpy() == nearest).mean() > 0.999
 
 
-@pytest.mark.parametrize("form", [LevelForm.SYMMETRIC, LevelForm.UNIFORM])
+@pytest.mark.parametrize("form", [LevelForm.SYMMETRIC, LevelForm.AFFINE])
 def test_a_grid_comes_back_from_what_is_stored(form: LevelForm) -> None:
     low, high = both([-2.0, 0.5]), both([2.0, 4.0])
     grid = Grid.symmetric(high, 4) if form is LevelForm.SYMMETRIC else Grid.affine(low, high, 4)
@@ -63,14 +63,14 @@ def test_a_grid_comes_back_from_what_is_stored(form: LevelForm) -> None:
 def test_a_group_of_equal_weights_keeps_them(value: float, bits: int) -> None:
     w = torch.full((1, 4), value)
     grid = Grid.affine(w[:, :1].double(), w[:, :1].double(), bits)
-    levels = LevelForm.UNIFORM.expand(grid.levels(LevelForm.UNIFORM), bits)
+    levels = LevelForm.AFFINE.expand(grid.levels(LevelForm.AFFINE), bits)
     assert torch.equal(levels.gather(1, grid.codes(w).long()), w)
 
 
 def test_the_squared_error_of_a_grid_is_that_of_what_it_decodes_to() -> None:
     w = normal(3, 400)
     grid = Grid.affine(both([-1.0] * 3), both([1.0, 2.0, 3.0]), 3)
-    decoded = LevelForm.UNIFORM.expand(grid.levels(LevelForm.UNIFORM), 3).gather(1, grid.codes(w).long())
+    decoded = LevelForm.AFFINE.expand(grid.levels(LevelForm.AFFINE), 3).gather(1, grid.codes(w).long())
     torch.testing.assert_close(grid.error(w)[:, 0], (decoded - w).double().square().sum(1), rtol=1e-5, atol=0)
 
 
@@ -112,9 +112,9 @@ def test_a_scale_is_stored_and_an_offset_where_it_is_needed(name: str) -> None:
     w = normal(6, 40)
     for options, form, width in (
         ({}, "symmetric", 1),
-        ({"affine": True}, "uniform", 2),
-        ({"bias_correction": True}, "uniform", 2),
-        ({"affine": True, "bias_correction": True}, "uniform", 2),
+        ({"affine": True}, "affine", 2),
+        ({"bias_correction": True}, "affine", 2),
+        ({"affine": True, "bias_correction": True}, "affine", 2),
     ):
         weight = quantize_tensor(w, Recipe(name, 3, "row", options))
         assert (weight.spec.form.value, weight.levels.shape) == (form, (6, width))

@@ -131,6 +131,28 @@ def test_a_quantized_model_is_scored_without_dropout_and_left_in_its_mode(
     assert model.training
 
 
+def test_long_texts_are_cut_and_a_missing_padding_token_is_no_trouble(
+    tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    long = " ".join(["w7"] * 300)
+    for name in ("bert", "roberta-qa", "llama"):
+        model, tokenizer = tiny_model(name), tiny_tokenizer()
+        tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
+        model = getattr(model, "model", None) or getattr(model, "roberta", model)
+        found = embed(model, tokenizer, [long, "w5", ""])
+        assert found.shape == (3, 24)
+        assert found.isfinite().all()
+
+
+def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sts-dev.csv").write_bytes("n\tf\ty\t0\t1.0\tcaf\u00e9\tb\n".encode("latin-1"))
+    with pytest.raises(LexibitError, match=r"sts-dev\.csv: cannot be read as UTF-8"):
+        STS.load(tmp_path)
+    (tmp_path / "sts-dev.csv").write_text("n\tf\ty\t0\t1.0\t" + "a" * 200_000 + "\tb\n")
+    with pytest.raises(LexibitError, match=r"sts-dev\.csv: cannot be read"):
+        STS.load(tmp_path)
+
+
 def test_a_model_without_hidden_states_is_refused(tiny_model: Any, tiny_tokenizer: Any) -> None:
     with pytest.raises(LexibitError, match="gives no hidden states to embed sentences with"):
         STS.score(tiny_model("bert-classifier"), tiny_tokenizer(), rows(5))

@@ -34,7 +34,9 @@ def compare_schemes(
     ] = True,
     overhead: Annotated[
         float,
-        typer.Option(help="With --equal: what may be stored beyond the codes, as a share of them.", min=0),
+        typer.Option(
+            help="With --equal: what may be stored beyond the codes, as a share of them.", min=0, max=1
+        ),
     ] = 0.05,
     scheme: Annotated[
         list[str] | None, typer.Option(help="Compare only this one; may be given more than once.")
@@ -83,7 +85,7 @@ def compare_schemes(
         judges = measures(
             folder,
             loaded,
-            text=text if text is not None or task is not None else sentences(),
+            text=sentences() if text is None else text,
             task=task,
             data=data,
             limit=limit,
@@ -94,9 +96,9 @@ def compare_schemes(
     if json:
         print_json(to_json.loads(found.to_json(orient="records")))
         return
-    for (width, kind), lines in found.groupby(["bits", "kind"], sort=False):
-        if width != comparison.FLOAT_BITS:
-            console.print(_table(f"{width} bits, {kind}", lines))
+    quantized = found[found["scheme"].notna()]
+    for (width, kind), lines in quantized.groupby(["bits", "kind"], sort=False):
+        console.print(_table(f"{width} bits, {kind}", lines, own=not equal))
     _legend(found)
 
 
@@ -123,13 +125,14 @@ _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
-def _table(title: str, lines: pd.DataFrame) -> Table:
-    """A line a scheme."""
+def _table(title: str, lines: pd.DataFrame, own: bool) -> Table:
+    """A line a scheme; in its own form, with its groups."""
     columns = [name for name in _COLUMNS if name in lines and lines[name].notna().any()]
     shown = table(title, "scheme", *(_COLUMNS[name][0] for name in columns))
     for _, line in lines.iterrows():
         cells = ["-" if isnan(line[name]) else _COLUMNS[name][1](line[name]) for name in columns]
-        shown.add_row(line["name"], *cells)
+        name = f"{line['name']}\n[dim]{line['groups']}[/]" if own else line["name"]
+        shown.add_row(name, *cells)
     return shown
 
 
@@ -143,11 +146,10 @@ def _legend(found: pd.DataFrame) -> None:
             "; cosine and outputs (|A - B|^2 / |A|^2): of the model's outputs, with these weights quantized"
         )
     console.print(said, style="dim")
-    floats = found[found["bits"] == comparison.FLOAT_BITS]
-    for _, line in floats.iterrows():
+    for _, line in found[found["scheme"].isna()].iterrows():
         console.print(
-            f"score: {line['metric']} on {line['examples']:.0f} examples; float32 has {line['score']:.2f} "
-            f"({line['score_low']:.2f} to {line['score_high']:.2f})",
+            f"score: {line['metric']} on {line['examples']:.0f} examples; {line['name']} has "
+            f"{line['score']:.2f} ({line['score_low']:.2f} to {line['score_high']:.2f})",
             style="dim",
             highlight=False,
         )

@@ -99,7 +99,9 @@ class Scheme(ABC):
             m = None
             if weighing is not None:
                 m = weighing[batch][1].contiguous()
-                m = torch.where((m > 0).any(1, keepdim=True), m, 1.0)
+                nothing = m.amax(1) == 0
+                if nothing.any():
+                    m = m.masked_fill(nothing[:, None], 1.0)
             levels[index], codes = self.fit(values.contiguous(), bits, m, seed)
             parts.append(codes)
         return Choice(levels, groups.join(parts))

@@ -32,9 +32,9 @@ class KL(Uniform):
 
     We chose: 2048 bins between the outermost weights (plus and minus the larger, if the grid is symmetric),
     and 128 thresholds, for an affine grid on the way from the middle outwards. What is beyond a threshold is
-    counted to the first and the last bin of the part that hold any weight. A threshold whose ``Q`` is zero
-    where ``P`` is not is out of the question; of equal ones the largest is taken. The divergence is known for
-    its preference for few clipped weights over a small error: a baseline, not a recommendation.
+    counted to the first and the last bin of the part that hold any weight; if the outermost level holds none
+    while weights lie beyond, the threshold is out of the question. Of equal ones the largest is taken. The
+    divergence prefers few clipped weights over a small error: a baseline, not a recommendation.
     """
 
     name: ClassVar[str] = "kl"

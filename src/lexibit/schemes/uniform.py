@@ -17,39 +17,40 @@ from lexibit.schemes.line.codes import blocks
 
 @dataclass(frozen=True)
 class Grid:
-    """Equal steps, a grid a group: level ``c`` is ``origin + step * (c - zero)``.
+    """Equal steps, a grid a group: level ``c`` is ``middle + step * (c - 2^(bits - 1))``.
 
     Attributes:
         step: float32 ``[groups, 1]``, >= 0.
-        origin: float32 ``[groups, 1]``, the level of the code ``zero``.
-        zero: the code.
+        middle: float32 ``[groups, 1]``, 0 for a symmetric grid.
         bits: width of a code.
     """
 
     step: Tensor
-    origin: Tensor
-    zero: int
+    middle: Tensor
     bits: int
+
+    @property
+    def half(self) -> int:
+        """The code of the middle."""
+        return 1 << (self.bits - 1)
 
     @classmethod
     def symmetric(cls, alpha: Tensor, bits: int) -> Grid:
         """Hu et al.: ``2^(bits-1) - 1`` steps from 0 to ``alpha`` (float64 ``[groups, 1]``)."""
-        half = 1 << (bits - 1)
-        step = (alpha / (half - 1)).float()
-        return cls(step, torch.zeros_like(step), half, bits)
+        step = (alpha / ((1 << (bits - 1)) - 1)).float()
+        return cls(step, torch.zeros_like(step), bits)
 
     @classmethod
     def affine(cls, low: Tensor, high: Tensor, bits: int) -> Grid:
         """``2^bits - 1`` steps from ``low`` to ``high`` (float64 ``[groups, 1]``)."""
-        step = (high - low) / ((1 << bits) - 1)
-        return cls(step.clamp(max=torch.finfo(torch.float32).max).float(), low.float(), 0, bits)
+        step = ((high - low) / ((1 << bits) - 1)).clamp(max=torch.finfo(torch.float32).max)
+        return cls(step.float(), (low + step * (1 << (bits - 1))).float(), bits)
 
     @classmethod
     def of(cls, levels: Tensor, form: LevelForm, bits: int) -> Grid:
         """The grid whose :meth:`levels` these are."""
-        if form is LevelForm.SYMMETRIC:
-            return cls(levels, torch.zeros_like(levels), 1 << (bits - 1), bits)
-        return cls(levels[:, :1], levels[:, :1] * levels[:, 1:], 0, bits)
+        step = levels[:, :1]
+        return cls(step, levels[:, 1:] if form is LevelForm.AFFINE else torch.zeros_like(step), bits)
 
     def codes(self, values: Tensor, shift: Tensor | float = 0.0) -> Tensor:
         """The codes of the nearest levels, halves to even: uint8 like the float32 ``values``.
@@ -62,9 +63,9 @@ class Grid:
         shift = torch.as_tensor(shift, dtype=torch.float32).expand(values.shape)
         for rows, columns in blocks(values.shape):
             # float64 holds the difference of any two float32
-            steps = values[rows, columns].double().sub_(self.origin[rows]).div_(self.step[rows])
-            # in a group of equal weights 0 / 0 is the code of the origin
-            q = steps.nan_to_num_(0.0).add_(shift[rows, columns]).round_().add_(self.zero)
+            steps = values[rows, columns].double().sub_(self.middle[rows]).div_(self.step[rows])
+            # in a group of equal weights 0 / 0 is the code of the middle
+            q = steps.nan_to_num_(0.0).add_(shift[rows, columns]).round_().add_(self.half)
             out[rows, columns] = q.clamp_(0, (1 << self.bits) - 1)
         return out
 
@@ -73,20 +74,14 @@ class Grid:
         codes = self.codes(values)
         total = torch.zeros(len(values), 1, dtype=torch.float64)
         for rows, columns in blocks(values.shape):
-            steps = codes[rows, columns].double().sub_(self.zero)
-            error = steps.mul_(self.step[rows]).add_(self.origin[rows]).sub_(values[rows, columns])
+            steps = codes[rows, columns].double().sub_(self.half)
+            error = steps.mul_(self.step[rows]).add_(self.middle[rows]).sub_(values[rows, columns])
             total[rows] += _sum(error.square_())
         return total
 
     def levels(self, form: LevelForm) -> Tensor:
         """The numbers that are stored: float32 ``[groups, form.width(bits)]``."""
-        if form is LevelForm.SYMMETRIC:
-            return self.step
-        # without a step there is one level, the origin
-        flat = self.step == 0
-        step = torch.where(flat, self.origin, self.step)
-        offset = torch.where(flat, 1.0, self.origin / self.step)
-        return torch.cat([step, offset.nan_to_num_(1.0) - self.zero], dim=1)
+        return self.step if form is LevelForm.SYMMETRIC else torch.cat([self.step, self.middle], dim=1)
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ class Uniform(Scheme):
 
     We chose: halves round to even; the affine grid has ``2^k`` levels from ``low`` to ``high``; the bias
     correction works on a group, so that on a channel is ``groups="row"``, restores both exactly (weights that
-    all took one level are only moved), and costs no more than an offset a group, as it moves the levels and
+    all took one level are only moved), and costs no more than a number a group, as it moves the levels and
     not the codes.
 
     Attributes:
@@ -120,8 +115,8 @@ class Uniform(Scheme):
 
     @property
     def form(self) -> LevelForm:
-        """A scale a group, and an offset where it is needed."""
-        return LevelForm.UNIFORM if self.affine or self.bias_correction else LevelForm.SYMMETRIC
+        """A scale a group, and the middle where it is not zero."""
+        return LevelForm.AFFINE if self.affine or self.bias_correction else LevelForm.SYMMETRIC
 
     def check_bits(self, bits: int) -> None:
         """Refuse a width the scheme cannot work with."""
@@ -162,11 +157,9 @@ def _corrected(grid: Grid, values: Tensor, codes: Tensor) -> Grid:
     """The grid moved and stretched so that the decoded groups have the mean and deviation of the values."""
     mean, deviation = moments(values)
     code_mean, code_deviation = moments(codes)
-    stretched = deviation / code_deviation
     # a group whose weights all share a level can only be moved
-    step = torch.where(code_deviation > 0, stretched, grid.step.double())
-    origin = mean - step * (code_mean - grid.zero)
-    return Grid(step.float(), origin.float(), grid.zero, grid.bits)
+    step = torch.where(code_deviation > 0, deviation / code_deviation, grid.step.double())
+    return Grid(step.float(), (mean - step * (code_mean - grid.half)).float(), grid.bits)
 
 
 def moments(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from scipy.stats import bootstrap, spearmanr
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lexibit.batches import batches
 from lexibit.errors import LexibitError
 from lexibit.nn.modes import evaluating
 from lexibit.tasks.base import Examples, Score, Task
@@ -38,20 +39,19 @@ class STS(Task):
         """Triples of two sentences and their score; see :meth:`Task.load`."""
         found = [path for path in (data / self.files, data / "STS-B" / self.files) if path.is_file()]
         if not found:
-            raise LexibitError(f"{data}: no {self.files} or STS-B/{self.files} in it: the task sts needs one")
+            raise LexibitError(f"{data}: no {self.files} or STS-B/{self.files} in it, which sts needs")
         examples = []
-        with found[0].open(encoding="utf-8", newline="") as file:
-            for number, row in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
-                try:
-                    first, second, score = row[5], row[6], float(row[4])
-                except (IndexError, ValueError):
-                    score = math.nan
-                if not math.isfinite(score):
-                    raise LexibitError(
-                        f"{found[0]}: line {number} is not genre, file, year, id, score and two sentences "
-                        "between tabs: take the file of the STS benchmark as it is published"
-                    )
-                examples.append((first, second, score))
+        for number, row in enumerate(_rows(found[0]), 1):
+            try:
+                first, second, score = row[5], row[6], float(row[4])
+            except (IndexError, ValueError):
+                score = math.nan
+            if not math.isfinite(score):
+                raise LexibitError(
+                    f"{found[0]}: line {number} is not genre, file, year, id, score and two sentences between "
+                    "tabs: take the file of the STS benchmark as it is published"
+                )
+            examples.append((first, second, score))
         if limit is not None and limit < len(examples):
             chosen = np.random.default_rng(seed).choice(len(examples), limit, replace=False)
             examples = [examples[index] for index in sorted(chosen)]
@@ -91,6 +91,14 @@ class STS(Task):
         return Score(self.metric, value, low, high, len(examples), seed, seconds)
 
 
+def _rows(file: Path) -> list[list[str]]:
+    try:
+        with file.open(encoding="utf-8", newline="") as opened:
+            return list(csv.reader(opened, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise LexibitError(f"{file}: cannot be read as UTF-8 text between tabs: {error}") from error
+
+
 def _spearman(cosines: np.ndarray, scores: np.ndarray) -> float:
     return 100 * float(spearmanr(cosines, scores).statistic)
 
@@ -103,18 +111,15 @@ def embed(
     Raises:
         LexibitError: the model gives no hidden states.
     """
-    # texts of like length together: less padding
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    parts = []
+    embeddings: Tensor | None = None
     with evaluating(model), torch.inference_mode():
-        for first in range(0, len(order), batch_size):
-            chosen = [texts[index] for index in order[first : first + batch_size]]
-            batch = tokenizer(chosen, padding=True, truncation=True, return_tensors="pt").to(model.device)
-            hidden = getattr(model(**batch), "last_hidden_state", None)
+        for chosen, inputs in batches(model, tokenizer, texts, size=batch_size):
+            hidden = getattr(model(**inputs), "last_hidden_state", None)
             if not isinstance(hidden, Tensor):
                 raise LexibitError(f"{type(model).__name__} gives no hidden states to embed sentences with")
-            mask = batch["attention_mask"][..., None].to(hidden.dtype)
-            parts.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).float().cpu())
-    embeddings = torch.empty(len(texts), parts[0].shape[1])
-    embeddings[torch.tensor(order)] = torch.cat(parts)
-    return embeddings
+            mask = inputs["attention_mask"][..., None].to(hidden.dtype)
+            mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+            if embeddings is None:
+                embeddings = torch.empty(len(texts), hidden.shape[2])
+            embeddings[torch.tensor(chosen)] = F.normalize(mean, dim=-1).float().cpu()
+    return torch.empty(0, 0) if embeddings is None else embeddings

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lexibit.schemes.line.codes import CHUNK, Floats, Ints, Singles, floor32
 
 _BLOCK = 64  # values per stored prefix sum in long groups; a look-up sums part of one block
 _SHORT = 8192  # groups up to this length store a prefix sum for every value
-_GROUPS = 1 << 18  # values of short groups that are sorted and worked on together
-_FEW = 8  # groups up to which a search in each is a call of its own
+_GROUPS = 1 << 18  # values of short groups that are sorted and worked on together,
+_MOST = 1 << 12  # and groups
+_FEW = 4  # groups up to which a search in each is a call of its own
 
 
 @dataclass
@@ -125,11 +126,23 @@ class Sorted:
         """How many values [G, m] are below the limits [G, m]; with `right`, or equal to them."""
         limits = limits + self.centre[:, None]
         # float64 limits would convert the whole table
-        return search_rows(self.x, floor32(limits) if right else -floor32(-limits), right)
+        return self._search(floor32(limits) if right else -floor32(-limits), right)
 
     def parts(self, limits: Singles) -> Floats:
         """Sums [3, G, m + 1] of the values between limits [G, m], which are absolute (file `codes`)."""
-        return between(self.sums(self.ends(search_rows(self.x, limits, right=True))))
+        return between(self.sums(self.ends(self._search(limits, right=True))))
+
+    def _search(self, limits: Singles, right: bool) -> Ints:
+        """How many values [G, m] are below the absolute limits [G, m]; with `right`, or equal to them."""
+        if len(self.x) <= _FEW:
+            return search_rows(self.x, limits, right)
+        # one search for all groups, among whole numbers that ascend from each group to the next
+        found = np.searchsorted(self._keys, _keys(limits).ravel(), "right" if right else "left")
+        return found.reshape(limits.shape) - self.rows * self.size
+
+    @cached_property
+    def _keys(self) -> Ints:
+        return _keys(self.x).ravel()
 
     def ends(self, cuts: Ints) -> Ints:
         """The k - 1 inner boundaries [G, k - 1] with the two outer ones [G, k + 1]."""
@@ -152,7 +165,7 @@ def by_chunks(
 ) -> Iterator[tuple[slice, Sorted]]:
     """The groups of values [G, S], S > 0, sorted a few at a time: which groups, and these."""
     groups, size = values.shape
-    step = max(1, _GROUPS // size)
+    step = min(max(1, _GROUPS // size), _MOST)
     for g in range(0, groups, step):
         part = slice(g, g + step)
         some = None if weights is None else weights[part]
@@ -162,11 +175,13 @@ def by_chunks(
 def search_rows(table: NDArray[Any], limits: NDArray[Any], right: bool = False) -> Ints:
     """np.searchsorted of the limits [G, m] in each ascending row of the table [G, n]."""
     side: Literal["left", "right"] = "right" if right else "left"
-    if len(table) <= _FEW:  # a call a row: no threads to wait for
-        return np.stack([np.searchsorted(*row, side) for row in zip(table, limits, strict=True)])
-    rows = torch.from_numpy(np.ascontiguousarray(table))
-    found: Ints = torch.searchsorted(rows, torch.from_numpy(np.ascontiguousarray(limits)), side=side).numpy()
-    return found
+    return np.stack([np.searchsorted(*row, side) for row in zip(table, limits, strict=True)])
+
+
+def _keys(x: Singles) -> Ints:
+    """Whole numbers [G, m] in the order of the group first, and of the float32 x [G, m] in it then."""
+    ordered = _flip((x + np.float32(0)).view(np.int32)).astype(np.int64)  # no -0.0
+    return ordered + (np.arange(len(x))[:, None] << 32)
 
 
 def between(sums: Floats) -> Floats:
