@@ -235,6 +235,7 @@ def test_an_importance_that_is_wrong_or_not_used_is_refused(tmp_path: Path) -> N
 
 
 def test_empty_weights_and_tiny_ones_are_taken() -> None:
-    model = nn.Sequential(nn.Linear(0, 5), nn.Linear(1, 1), nn.Linear(3, 700))
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(3, 700))
+    model[0].weight = nn.Parameter(torch.empty(5, 0))
     found = compare_schemes(model, (3,), progress=False)
     assert found["mse"].notna().all()

@@ -48,8 +48,8 @@ class STS(Task):
                 score = math.nan
             if not math.isfinite(score):
                 raise LexibitError(
-                    f"{found[0]}: line {number} is not genre, file, year, id, score and two sentences between "
-                    "tabs: take the file of the STS benchmark as it is published"
+                    f"{found[0]}: line {number} is not genre, file, year, id, score and two sentences "
+                    "between tabs: take the file of the STS benchmark as it is published"
                 )
             examples.append((first, second, score))
         if limit is not None and limit < len(examples):
