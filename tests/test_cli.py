@@ -74,6 +74,10 @@ def packed(float_folder, tmp_path):
 # help ------------------------------------------------------------------------------------------------
 
 
+def test_version_is_that_of_the_package(run):
+    assert run("--version") == (0, f"lexibit {lexibit.__version__}\n", "")
+
+
 def test_without_arguments_the_help_names_every_command(run):
     code, out, err = run()
     assert code == 2
@@ -555,15 +559,19 @@ def test_sensitivity_on_text_is_the_python_call(run_json, float_folder, text):
     model, tokenizer = checkpoint.load_float(folder), checkpoint.load_tokenizer(folder)
     reference = lexibit.Reference(model, tokenizer, checkpoint.read_texts(text, 100))
     expected = lexibit.sensitivity(model, LexibitConfig("linear", 2), reference=reference, progress=False)
-    assert [weight["name"] for weight in found["weights"]] == [one.name for one in expected]
-    assert_near(found["weights"][0], asdict(expected[0]))
+    assert [weight["name"] for weight in found["weights"]] == [one.name for one in expected.weights]
+    assert_near(found["weights"][0], asdict(expected.weights[0]))
+    assert found["float_score"] is None
     assert found["config"]["scheme"] == "linear"
 
 
 def test_sensitivity_on_a_task_ranks_by_the_drop(run_json, run, float_folder, sts, text):
     folder = float_folder("bert")
     options = ["--bits", "1", "--task", "sts", "--data", sts, "--limit", "10", "--include", "*.output.dense"]
-    found = run_json("sensitivity", folder, *options)["weights"]
+    document = run_json("sensitivity", folder, *options)
+    found, before = document["weights"], document["float_score"]
+    assert before["low"] < before["value"] < before["high"]
+    assert all(weight["drop"] == pytest.approx(before["value"] - weight["score"]) for weight in found)
     drops = [weight["drop"] for weight in found]
     assert drops == sorted(drops, reverse=True)
     assert len(found) == 4
@@ -572,6 +580,7 @@ def test_sensitivity_on_a_task_ranks_by_the_drop(run_json, run, float_folder, st
     assert code == 0
     for said in ("drop", "score", "outputs", "cosine", found[0]["name"], f"{drops[0]:+.2f}"):
         assert said in out
+    assert f"the float model has {before['value']:.2f} ({before['low']:.2f} to {before['high']:.2f})" in out
 
 
 def test_sensitivity_says_what_it_lacks(fails, float_folder, tmp_path, sts):
@@ -628,10 +637,34 @@ def test_compare_schemes_as_json_is_the_python_call(run_json, float_folder, text
         model, (3,), equal=False, schemes=["lq", "binary"], reference=reference, progress=False
     )
     expected = json.loads(expected.to_json(orient="records"))
+    for line in expected:
+        line["config"] = json.loads(line["config"] or "null")
     assert len(found) == len(expected) == 5 * 3
     for ours, theirs in zip(found, expected, strict=True):
         del ours["seconds"], theirs["seconds"]
         assert_near(ours, theirs)
+
+
+def test_a_line_of_compare_schemes_is_quantized_again_by_its_config(run_json, fails, float_folder, tmp_path):
+    folder = float_folder("bert")
+    for equal, count in (("--equal", 12), ("--own", 16)):
+        lines = run_json("compare-schemes", folder, "--bits", "3", "--limit", "2", "--overhead", "0.3", equal)
+        lines = [line for line in lines if line["kind"] == "all"]
+        assert len(lines) >= count
+        for number, line in enumerate(lines):
+            config = tmp_path / "config.json"
+            config.write_text(json.dumps(line["config"]))
+            done = run_json("quantize", folder, tmp_path / f"{equal}{number}", "--config", config)
+            assert sum(weight["bytes_after"] for weight in done["plan"]["weights"]) == line["bytes"]
+    assert "leave the other options" in fails(
+        "quantize", folder, tmp_path / "out", "--config", config, "--bits", "3"
+    )
+    config.write_text("[1]")
+    assert "holds no settings" in fails("quantize", folder, tmp_path / "out", "--config", config)
+    config.write_text("{")
+    assert "no JSON file that can be read" in fails("quantize", folder, tmp_path / "out", "--config", config)
+    config.write_text('{"bit": 3}')
+    assert "did you mean 'bits'" in fails("quantize", folder, tmp_path / "out", "--config", config)
 
 
 def test_compare_schemes_scores_a_task_and_tells_of_the_float_model(run, run_json, float_folder, sts):
@@ -673,5 +706,8 @@ def test_compare_schemes_refuses_widths_that_do_not_exist(fails, float_folder, b
 def test_compare_schemes_refuses_an_unknown_scheme_and_a_wrong_importance(fails, float_folder):
     folder = float_folder("bert")
     assert "did you mean 'kmeans'" in fails("compare-schemes", folder, "--scheme", "kmean")
+    assert "none of the schemes works with bits 1" in fails(
+        "compare-schemes", folder, "--scheme", "ocs", "--bits", "1"
+    )
     assert "write E=NUMBER" in fails("compare-schemes", folder, "--importance", "E=x")
     assert "float16" in fails("compare-schemes", folder, "--levels-dtype", "float17")

@@ -121,6 +121,27 @@ def test_a_width_that_a_scheme_cannot_have_has_no_line_for_it() -> None:
     assert not {"LQ", "ACIQ", "OCS"} & names
 
 
+def test_widths_that_no_scheme_can_have_are_refused() -> None:
+    with pytest.raises(LexibitError, match="none of the schemes works with bits 1: choose more bits"):
+        compare_schemes(wide(), (1,), schemes=["ocs"], progress=False)
+
+
+def test_the_config_of_a_line_quantizes_the_model_as_it_was(equal: Any, own: Any) -> None:
+    for found in (equal, own):
+        assert found[found["kind"] != ALL]["config"].isna().all()
+        for _, line in found[(found["kind"] == ALL) & (found["bits"] == 3)].iterrows():
+            model = wide()
+            quantize(model, LexibitConfig(**json.loads(line["config"])), progress=False)
+            packed = codebooks(model)
+            assert sum(weight.nbytes for weight in packed.values()) == line["bytes"]
+            before = dict(wide().named_parameters())
+            squared = sum(
+                float((weight.decode() - before[name]).detach().double().square().sum())
+                for name, weight in packed.items()
+            )
+            assert squared / line["weights"] == pytest.approx(line["mse"], rel=1e-6), line["name"]
+
+
 def test_importance_goes_to_the_schemes_that_weigh() -> None:
     schemes = ["lq", "mse", "binary"]
     plain, weighted = (
@@ -210,7 +231,10 @@ def test_what_cannot_be_compared_is_refused() -> None:
 
 
 def test_an_importance_that_is_wrong_or_not_used_is_refused(tmp_path: Path) -> None:
-    save({"1.wieght": torch.ones(200, 96)}, tmp_path / "m.safetensors")
+    save({"bert.1.weight": torch.ones(200, 96)}, tmp_path / "other.safetensors")
+    with pytest.raises(LexibitError, match=r"none of its names is in this model, which has 0\.weight"):
+        compare_schemes(wide(), importance=str(tmp_path / "other.safetensors"), progress=False)
+    save({"1.wieght": torch.ones(200, 96), "2.weight": torch.ones(64, 200)}, tmp_path / "m.safetensors")
     file = str(tmp_path / "m.safetensors")
     with pytest.raises(LexibitError, match=r"m\.safetensors '1\.wieght': did you mean '1\.weight'"):
         compare_schemes(wide(), importance=file, progress=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,22 @@ def test_patterns_must_be_a_list_of_text(option: str, value: object) -> None:
 def test_a_rule_that_is_no_mapping_is_refused(rule: object) -> None:
     with pytest.raises(LexibitError, match=r"\*\.key"):
         LexibitConfig(rules={"*.key": rule})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"options": "init"},
+        {"options": [1]},
+        {"options": {1: 2}},
+        {"rules": ["*.key"]},
+        {"rules": {5: {"bits": 3}}},
+        {"rules": {"*.key": {"options": "init"}}},
+    ],
+)
+def test_settings_that_are_not_by_name_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(LexibitError, match="by name, like"):
+        LexibitConfig(**options)
 
 
 @pytest.mark.parametrize("seed", ["0", 1.5, -1, None])

@@ -31,7 +31,7 @@ def reference(ours: PreTrainedModel, tiny_tokenizer: Any) -> Reference:
 def test_every_weight_of_the_plan_is_ranked_by_what_it_does(
     ours: PreTrainedModel, reference: Reference
 ) -> None:
-    found = sensitivity(ours, CONFIG, reference=reference, progress=False)
+    found = sensitivity(ours, CONFIG, reference=reference, progress=False).weights
     matrices = {name for name, p in ours.named_parameters() if p.dim() == 2}
     assert {one.name for one in found} == matrices
     damage = [one.output_error for one in found]
@@ -45,7 +45,7 @@ def test_every_weight_of_the_plan_is_ranked_by_what_it_does(
 def test_the_damage_is_that_of_a_model_with_this_weight_quantized_and_no_other(
     ours: PreTrainedModel, reference: Reference
 ) -> None:
-    found = sensitivity(ours, CONFIG, reference=reference, progress=False)
+    found = sensitivity(ours, CONFIG, reference=reference, progress=False).weights
     for one in found[:3]:
         alone = copy.deepcopy(ours)
         quantize(alone, LexibitConfig("linear", 2, include=[one.name]), progress=False)
@@ -83,7 +83,9 @@ def test_the_drop_of_a_score_ranks_first(ours: PreTrainedModel, reference: Refer
         value = 90.0 - (5.0 if "encoder.layer.1.output.dense.weight" in codebooks(model) else 0.0)
         return tasks.Score("points", value, value, value, 3, 0, 0.0)
 
-    found = sensitivity(ours, CONFIG, reference=reference, score=score, progress=False)
+    ranking = sensitivity(ours, CONFIG, reference=reference, score=score, progress=False)
+    found = ranking.weights
+    assert ranking.float_score == tasks.Score("points", 90.0, 90.0, 90.0, 3, 0, 0.0)
     assert seen[0] == []
     assert sorted(seen[1:]) == sorted([one.name] for one in found)
     assert found[0].name == "encoder.layer.1.output.dense.weight"
@@ -99,7 +101,7 @@ def test_a_score_that_is_not_a_number_is_the_worst_damage(ours: PreTrainedModel)
         value -= len(codebooks(model))
         return tasks.Score("points", value, value, value, 3, 0, 0.0)
 
-    found = sensitivity(ours, CONFIG, score=score, progress=False)
+    found = sensitivity(ours, CONFIG, score=score, progress=False).weights
     assert found[0].name == "pooler.dense.weight"
     assert math.isnan(found[0].drop)
     assert all(one.drop == 1.0 for one in found[1:])
@@ -113,7 +115,9 @@ def test_a_tied_weight_is_quantized_in_all_its_places(
     tiny_model: Callable[..., PreTrainedModel], tiny_tokenizer: Any
 ) -> None:
     model = tiny_model("bert-mlm")
-    found = sensitivity(model, CONFIG, reference=Reference(model, tiny_tokenizer(), TEXTS), progress=False)
+    found = sensitivity(
+        model, CONFIG, reference=Reference(model, tiny_tokenizer(), TEXTS), progress=False
+    ).weights
     tied = next(one for one in found if one.name == "bert.embeddings.word_embeddings.weight")
     assert tied.kind == "embedding+linear"
     assert "cls.predictions.decoder.weight" not in {one.name for one in found}

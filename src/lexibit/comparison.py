@@ -6,7 +6,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,13 +110,15 @@ def compare_schemes(
         ``bytes`` and ``stored_bits`` a weight; ``mse`` and ``relative_error`` of the weights; ``mean_scale``,
         the mean scaling factor of binary codes or the mean step of a uniform grid; ``cosine`` and
         ``output_error`` of the outputs when that kind is quantized and no other; ``score``, ``score_low``,
-        ``score_high``, ``metric`` and ``examples`` when all are; ``seconds`` that quantizing all took. A
-        scheme that cannot work with a width has no line for it. With a score, the first line is the float
-        model's.
+        ``score_high``, ``metric``, ``examples``, ``score_seed`` and ``score_seconds`` when all are. Of all
+        kinds together also ``seconds`` that quantizing took, and ``config``: the :class:`LexibitConfig`, as
+        JSON, that does the same again. A scheme that cannot work with a width has no line for it. With a
+        score, the first line is the float model's.
 
     Raises:
-        LexibitError: a model that is quantized already, or has nothing to quantize; an unknown scheme; a
-            width, overhead or importance that cannot be; outputs asked of what is no transformers model.
+        LexibitError: a model that is quantized already, or has nothing to quantize; an unknown scheme; an
+            overhead or importance that cannot be; widths that none of the schemes works with; outputs asked
+            of what is no transformers model.
     """
     import pandas as pd
 
@@ -137,20 +140,26 @@ def compare_schemes(
         [use.name for _, uses in storages(model) for use in uses] if isinstance(model, nn.Module) else model
     )
     _check_importance(importance, contenders, equal, plan, names)
-    runs = [(k, contender, groups) for k in bits for contender, groups in _lines(contenders, equal)]
+    recipes = [
+        _Recipes(k, contender, groups, overhead, levels_dtype, importance)
+        for k in bits
+        for contender, groups in _lines(contenders, equal)
+    ]
+    runs = [recipe for recipe in recipes if recipe.possible]
+    if not runs:
+        asked = ", ".join(map(str, bits))
+        raise LexibitError(f"none of the schemes works with bits {asked}: choose more bits, or other schemes")
     rows: list[dict[str, Any]] = []
     if score is not None and isinstance(model, PreTrainedModel):
         size = 8 * model.dtype.itemsize
         name = str(model.dtype).removeprefix("torch.")
         rows.append({"bits": size, "kind": ALL, "name": name, "stored_bits": size} | _scored(score(model)))
     with progress_bar(progress) as bar:
-        for k, contender, groups in bar.track(runs, description="schemes"):
-            recipe = _Recipes(k, contender, groups, overhead, levels_dtype, importance)
-            if not recipe.possible:
-                continue
+        for recipe in bar.track(runs, description="schemes"):
             start = time.perf_counter()
             packed = _quantize(plan, model, recipe, config)
             seconds = time.perf_counter() - start
+            made = json.dumps(_config(packed, config).to_dict())
             kinds = list(dict.fromkeys(planned.kind for planned, _ in packed))
             for kind in [*kinds, ALL] if len(kinds) > 1 else [ALL]:
                 chosen = [(p, w) for p, w in packed if kind in (p.kind, ALL)]
@@ -162,7 +171,7 @@ def compare_schemes(
                             row |= {"cosine": fidelity.cosine, "output_error": fidelity.relative}
                         if score is not None and kind == ALL:
                             row |= _scored(score(model))
-                rows.append(row | {"seconds": seconds if kind == ALL else math.nan})
+                rows.append(row | ({"seconds": seconds, "config": made} if kind == ALL else {}))
     return pd.DataFrame(rows)
 
 
@@ -274,6 +283,16 @@ def _quantize(
     return quantizing.results()
 
 
+def _config(packed: list[tuple[PlannedWeight, CodebookWeight]], config: LexibitConfig) -> LexibitConfig:
+    """The configuration that quantizes every weight as it was: the commonest recipe, and rules for others."""
+    recipes = [planned.recipe for planned, _ in packed]
+    common = max(recipes, key=recipes.count)
+    rules = {
+        escape(planned.name): asdict(planned.recipe) for planned, _ in packed if planned.recipe != common
+    }
+    return LexibitConfig(**asdict(common), rules=rules, seed=config.seed)
+
+
 def _value(planned: PlannedWeight, model: nn.Module | Mapping[str, Tensor]) -> Tensor:
     """The float weight."""
     if isinstance(model, nn.Module):
@@ -316,4 +335,19 @@ def _scored(score: Score) -> dict[str, Any]:
         "score_low": score.low,
         "score_high": score.high,
         "examples": score.examples,
+        "score_seed": score.seed,
+        "score_seconds": score.seconds,
     }
+
+
+def score_of(line: Mapping[str, Any]) -> Score:
+    """The score in a line of the comparison."""
+    return Score(
+        metric=line["metric"],
+        value=line["score"],
+        low=line["score_low"],
+        high=line["score_high"],
+        examples=int(line["examples"]),
+        seed=int(line["score_seed"]),
+        seconds=line["score_seconds"],
+    )

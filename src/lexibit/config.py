@@ -135,7 +135,7 @@ class LexibitConfig(QuantizationConfigMixin):
         self.scheme = scheme
         self.bits = bits
         self.groups = groups
-        self.options = dict(options or {})
+        self.options = _settings("options", options)
         self.levels_dtype = levels_dtype
         self.importance = importance
         self.embeddings = embeddings
@@ -143,13 +143,12 @@ class LexibitConfig(QuantizationConfigMixin):
         self.include = list(include)
         self.exclude = list(exclude)
         self.parameters = list(parameters)
-        given_rules: Mapping[str, Any] = rules or {}
-        for pattern, rule in given_rules.items():
-            if not isinstance(rule, Mapping):
-                raise LexibitError(f"the rule for {pattern!r} must be like {{'bits': 8}}, not {rule!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise LexibitError(f"seed must be a whole number, 0 or more, not {seed!r}")
-        self.rules = {pattern: dict(rule) for pattern, rule in (rules or {}).items()}
+        self.rules = {
+            pattern: _settings(f"the rule for {pattern!r}", rule)
+            for pattern, rule in _settings("rules", rules).items()
+        }
         self.seed = seed
         self.recipe()
         for pattern, rule in self.rules.items():
@@ -175,6 +174,15 @@ class LexibitConfig(QuantizationConfigMixin):
         if values["scheme"] != self.scheme and not own_importance and not _weighs(**values):
             values["importance"] = None
         return Recipe(**values)
+
+
+def _settings(what: str, given: Any) -> dict[str, Any]:
+    """Settings by name, from whoever may have written anything."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise LexibitError(f"{what} must be settings by name, like {{'bits': 8}}, not {given!r}")
+    return dict(given)
 
 
 def _weighs(scheme: Any, options: Any, **_: Any) -> bool:

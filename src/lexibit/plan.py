@@ -286,6 +286,11 @@ def check_importances(
         LexibitError: there are such.
     """
     given, names = set(given), set(names)
+    if given and given.isdisjoint(names):
+        raise LexibitError(
+            f"{where}: none of its names is in this model, which has {min(names, default='no weight')}, not "
+            f"{min(given)}: gather importances from a model of the same class"
+        )
     for name in sorted(given - names):
         raise unknown(f"weight in {where}", name, names)
     named = [weight for weight in users if not given.isdisjoint(weight.names)]

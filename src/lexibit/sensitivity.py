@@ -19,6 +19,19 @@ from lexibit.tasks import Score
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """The damage that each weight does, the worst first.
+
+    Attributes:
+        weights: one after the other.
+        float_score: of the float model, if there was a task.
+    """
+
+    weights: list[Sensitivity]
+    float_score: Score | None = None
+
+
+@dataclass(frozen=True)
 class Sensitivity:
     """What quantizing one weight, and no other, does.
 
@@ -54,7 +67,7 @@ def sensitivity(
     reference: Reference | None = None,
     score: Callable[[PreTrainedModel], Score] | None = None,
     progress: bool = True,
-) -> list[Sensitivity]:
+) -> Ranking:
     """Quantize one weight at a time, see what becomes of the model, and rank the damage.
 
     Args:
@@ -79,9 +92,9 @@ def sensitivity(
     plan = Plan.of(model, config)
     if not plan.weights:
         raise LexibitError(f"nothing to quantize in {type(model).__name__}: see its plan")
-    before = None if score is None else score(model).value
-    if before is not None and not math.isfinite(before):
-        raise LexibitError(f"the float model's score is {before}: there is nothing to compare with")
+    before = None if score is None else score(model)
+    if before is not None and not math.isfinite(before.value):
+        raise LexibitError(f"the float model's score is {before.value}: there is nothing to compare with")
     found = []
     with progress_bar(progress) as bar:
         for planned in bar.track(plan.weights, description="one weight at a time"):
@@ -105,10 +118,11 @@ def sensitivity(
                     output_error=None if fidelity is None else fidelity.relative,
                     cosine=None if fidelity is None else fidelity.cosine,
                     score=after,
-                    drop=None if after is None or before is None else before - after,
+                    drop=None if after is None or before is None else before.value - after,
                 )
             )
-    return sorted(found, key=lambda one: (_worst_first(one.drop), _worst_first(one.output_error)))
+    found.sort(key=lambda one: (_worst_first(one.drop), _worst_first(one.output_error)))
+    return Ranking(found, before)
 
 
 def _worst_first(damage: float | None) -> float:

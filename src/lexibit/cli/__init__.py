@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
 
+from lexibit import __version__
 from lexibit.cli.compare import compare
 from lexibit.cli.compare_schemes import compare_schemes
 from lexibit.cli.demo import demo
@@ -29,6 +31,17 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _about(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"lexibit {__version__}")
+        raise typer.Exit
+
+
 for command in (plan, quantize, inspect, compare, sensitivity, compare_schemes, demo):
     app.command()(command)
 

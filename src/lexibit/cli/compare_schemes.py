@@ -13,7 +13,7 @@ from rich.table import Table
 from lexibit import checkpoint, comparison
 from lexibit.cli.measures import BatchSize, Data, Limit, TaskName, Text, measures
 from lexibit.cli.options import Importance, Model
-from lexibit.cli.show import Json, console, print_json, size, table
+from lexibit.cli.show import Json, console, print_json, print_score, size, table
 from lexibit.demo import sentences
 from lexibit.errors import LexibitError
 from lexibit.packing import MAX_BITS, MIN_BITS
@@ -55,7 +55,7 @@ def compare_schemes(
 
     With --equal every scheme spends what its codes leave of the budget on as small groups as it can pay, or
     OCS on as many split channels. Without --text the outputs are compared on English sentences that every
-    Python carries.
+    Python carries. With --json each line has the config that reproduces it.
 
     [bold]Examples[/]
 
@@ -94,11 +94,13 @@ def compare_schemes(
         )
         found = comparison.compare_schemes(loaded, reference=judges.reference, score=judges.score, **asked)
     if json:
-        print_json(to_json.loads(found.to_json(orient="records")))
+        lines = to_json.loads(found.to_json(orient="records"))
+        print_json([line | {"config": to_json.loads(line["config"] or "null")} for line in lines])
         return
     quantized = found[found["scheme"].notna()]
     for (width, kind), lines in quantized.groupby(["bits", "kind"], sort=False):
-        console.print(_table(f"{width} bits, {kind}", lines, own=not equal))
+        title = f"{width} bit{'s' if width > 1 else ''}, {kind}"
+        console.print(_table(title, lines, own=not equal))
     _legend(found)
 
 
@@ -147,9 +149,4 @@ def _legend(found: pd.DataFrame) -> None:
         )
     console.print(said, style="dim")
     for _, line in found[found["scheme"].isna()].iterrows():
-        console.print(
-            f"score: {line['metric']} on {line['examples']:.0f} examples; {line['name']} has "
-            f"{line['score']:.2f} ({line['score_low']:.2f} to {line['score_high']:.2f})",
-            style="dim",
-            highlight=False,
-        )
+        print_score(line["name"], comparison.score_of(line))

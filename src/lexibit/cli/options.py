@@ -7,6 +7,7 @@ import json
 import shlex
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -74,8 +75,14 @@ def _config(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="All of the above from a JSON file instead: a config that compare-schemes --json printed."
+        ),
+    ] = None,
 ) -> LexibitConfig:
-    return LexibitConfig(
+    asked = LexibitConfig(
         scheme=scheme,
         bits=bits,
         groups=groups,
@@ -90,6 +97,21 @@ def _config(
         rules=dict(map(_rule, rule or [])),
         seed=seed,
     )
+    if config is None:
+        return asked
+    if asked.to_dict() != LexibitConfig().to_dict():
+        raise LexibitError(f"--config {config} says all: leave the other options of quantizing out")
+    return _config_in(config)
+
+
+def _config_in(file: Path) -> LexibitConfig:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LexibitError(f"{file}: no JSON file that can be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise LexibitError(f'{file}: holds no settings by name, like {{"bits": 3}}')
+    return LexibitConfig(**settings)
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from lexibit import checkpoint
 from lexibit.cli.measures import BatchSize, Data, Limit, TaskName, Text, measures
 from lexibit.cli.options import Model, takes_config
-from lexibit.cli.show import Json, console, print_json, table
+from lexibit.cli.show import Json, console, print_json, print_score, table
 from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
 from lexibit.sensitivity import sensitivity as rank
@@ -61,14 +61,14 @@ def sensitivity(
         progress=not json and console.is_terminal,
     )
     if json:
-        print_json({"model": model, "config": config.to_dict(), "weights": [asdict(one) for one in ranked]})
+        print_json({"model": model, "config": config.to_dict(), **asdict(ranked)})
         return
     scored = judges.score is not None
     columns = ["weight", "#stored", "#error", *(["#drop", "#score"] if scored else [])]
     shown = table(
         f"{model}, one weight quantized at a time", *columns, *(["#outputs", "#cosine"] if text else [])
     )
-    for one in ranked:
+    for one in ranked.weights:
         row = [f"{escape(one.name)}\n[dim]{one.kind}, {one.weights:,} weights[/]"]
         row += [f"{one.bits_per_weight:.3f}", f"{one.error:.5f}"]
         row += [f"{one.drop:+.2f}", f"{one.score:.2f}"] if one.drop is not None else []
@@ -81,3 +81,5 @@ def sensitivity(
         + ("; drop: of the task's score" if scored else ""),
         style="dim",
     )
+    if ranked.float_score is not None:
+        print_score("the float model", ranked.float_score)

@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lexibit.tasks import Score
+
 # a pipe has no width of its own: wide enough for names of weights
 console = Console(width=None if sys.stdout.isatty() else 140)
 errors = Console(stderr=True)
@@ -44,6 +46,16 @@ def table(title: str, *columns: str) -> Table:
             min_width=20 if column == "weight" else None,
         )
     return made
+
+
+def print_score(whose: str, score: Score) -> None:
+    """A model's score on a task, with its interval."""
+    console.print(
+        f"score: {score.metric} on {score.examples} examples; {whose} has {score.value:.2f} "
+        f"({score.low:.2f} to {score.high:.2f})",
+        style="dim",
+        highlight=False,
+    )
 
 
 def size(count: float) -> str:

@@ -43,6 +43,10 @@ def scheme(name: str, options: Mapping[str, Any] | None = None) -> Scheme:
     """
     if name not in _SCHEMES:
         raise unknown("scheme", name, _SCHEMES)
+    if not isinstance(options, Mapping | None):
+        raise LexibitError(
+            f"options of scheme {name!r} must be by name, like {{'init': 'k-means++'}}, not {options!r}"
+        )
     return _SCHEMES[name].with_options(dict(options or {}))
 
 
