@@ -97,6 +97,38 @@ def test_settings_that_are_not_by_name_are_refused(options: dict[str, Any]) -> N
         LexibitConfig(**options)
 
 
+@pytest.mark.parametrize("options", [{"include": 5}, {"exclude": None}, {"embeddings": "no"}, {"heads": 1}])
+def test_options_of_another_kind_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(LexibitError, match=f"{next(iter(options))} must be"):
+        LexibitConfig(**options)
+
+
+def test_options_of_a_rule_add_to_those_before() -> None:
+    config = LexibitConfig(
+        "lq", options={"affine": True}, rules={"*.key": {"options": {"bias_correction": True}}}
+    )
+    assert config.recipe("*.key").options == {"affine": True, "bias_correction": True}
+    assert config.recipe().options == {"affine": True}
+
+
+def test_a_rule_whose_scheme_does_not_weigh_drops_the_importance_so_far() -> None:
+    rules = {"*.query": {"scheme": "mse", "importance": "E=1"}, "*.0.*": {"scheme": "kl"}}
+    assert LexibitConfig(rules=rules).recipe("*.query", "*.0.*").importance is None
+    config = LexibitConfig(
+        "ocs", options={"clip": "mse"}, importance="E=1", rules={"*.key": {"options": {"clip": "max"}}}
+    )
+    assert (config.recipe().importance, config.recipe("*.key").importance) == ("E=1", None)
+
+
+def test_a_fault_of_a_rule_names_it() -> None:
+    with pytest.raises(
+        LexibitError, match=r"with the rule for '\*\.key': scheme 'lq' works with 2 to 8 bits"
+    ):
+        LexibitConfig(rules={"*.key": {"scheme": "lq", "bits": 1}})
+    with pytest.raises(LexibitError, match=r"options\.NAME=VALUE"):
+        LexibitConfig(rules={"*.key": {"affine": True}})
+
+
 @pytest.mark.parametrize("seed", ["0", 1.5, -1, None])
 def test_a_seed_that_is_no_whole_number_is_refused(seed: object) -> None:
     with pytest.raises(LexibitError, match="seed"):

@@ -221,8 +221,34 @@ def test_levels_too_small_for_half_precision_are_refused_with_the_way_out(recipe
 
 
 def test_a_float16_weight_that_its_own_grid_would_lose_is_refused() -> None:
-    with pytest.raises(LexibitError, match=r"tiny: its levels, up to .* do not fit float16: exclude it"):
+    with pytest.raises(LexibitError, match=r"tiny: its levels, up to .* do not fit float16: choose scheme .kmeans. for it"):
         quantize_tensor((matrix(20, 30) * 1e-6).half(), Recipe("lq", 8), name="tiny")
+
+
+@pytest.mark.parametrize("split", ["naive", "grid-aware"])
+@pytest.mark.parametrize("clip", ["max", "mse", "kl", "aciq"])
+def test_channels_split_often_near_the_end_of_float16_stay_finite_or_are_refused(
+    split: str, clip: str
+) -> None:
+    finite = 0
+    for columns, ratio, bits in [(4, 0.8, 2), (4, 1.0, 3), (8, 0.5, 4), (13, 1.0, 2), (16, 0.3, 8)]:
+        w = matrix(4, columns) * 10
+        w[:, 0] = torch.tensor([65504.0, -65504.0, 60000.0, 65000.0])
+        recipe = Recipe("ocs", bits, "matrix", {"ratio": ratio, "split": split, "clip": clip})
+        with contextlib.suppress(LexibitError):
+            decoded = quantize_tensor(w.half(), recipe).decode()
+            assert decoded.isfinite().all()
+            finite += 1
+    assert finite or clip != "max"
+
+
+@pytest.mark.parametrize("recipe", [Recipe("binary", 2), Recipe("kmeans", 1), Recipe("kmeans", 3, "row")])
+def test_weights_at_the_end_of_float32_are_taken(recipe: Recipe) -> None:
+    largest = torch.finfo(torch.float32).max
+    for w in (torch.full((4, 6), largest), torch.tensor([[-largest, largest] * 3] * 2)):
+        decoded = quantize_tensor(w, recipe).decode()
+        assert decoded.isfinite().all()
+        assert torch.allclose(decoded, w, rtol=1e-5)
 
 
 @pytest.mark.parametrize("affine", [False, True])

@@ -2,48 +2,67 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lexibit.progress import progress_bar
+
+_NO_LIMIT = 1 << 20  # what a tokenizer says if it knows no limit is far above
+
 
 def batches(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    texts: Sequence[str | tuple[str, ...]],
     *,
     size: int,
     max_length: int | None = None,
+    progress: bool = False,
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Padded batches on the model's device, texts of like length together.
 
     Args:
-        model: what the batches are for: tells how many tokens it takes.
+        model: what the batches are for: tells how many tokens it takes, and which inputs.
         tokenizer: its own; gets a padding token if it has none.
-        texts: any number.
+        texts: any number, each a text or a pair.
         size: texts in a batch at most.
         max_length: tokens of a text at most; as many as the model takes if not given.
+        progress: whether to draw a progress bar on the terminal.
 
     Returns:
-        Which texts, and their ``input_ids`` and ``attention_mask``.
+        Which texts, and their inputs: ``input_ids``, ``attention_mask`` and what else the model takes.
     """
-    limits = [tokenizer.model_max_length] if max_length is None else [max_length]
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    taken = inspect.signature(model.forward).parameters
+    limit = longest(model, tokenizer)
+    if max_length is not None:
+        limit = min(max_length, limit or max_length)
+    pairs = [(text,) if isinstance(text, str) else text for text in texts]
+    order = sorted(range(len(pairs)), key=lambda index: sum(map(len, pairs[index])))
+    with progress_bar(progress) as bar:
+        for start in bar.track(range(0, len(order), size), description="batches"):
+            chosen = order[start : start + size]
+            batch = tokenizer(
+                *(list(column) for column in zip(*(pairs[index] for index in chosen), strict=True)),
+                padding=True,
+                truncation=True,
+                max_length=limit,
+                return_tensors="pt",
+            )
+            yield chosen, {name: batch[name].to(model.device) for name in batch if name in taken}
+
+
+def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """How many tokens of a text a model and its tokenizer take; None if any number."""
+    limits = [tokenizer.model_max_length]
     most = getattr(model.config, "max_position_embeddings", None)
     if most is not None:
         # RoBERTa counts positions from behind the padding index
         offset = (model.config.pad_token_id or 0) + 1 if "roberta" in model.config.model_type else 0
         limits.append(most - offset)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        batch = tokenizer(
-            [texts[index] for index in chosen],
-            padding=True,
-            truncation=True,
-            max_length=min(limits),
-            return_tensors="pt",
-        )
-        yield chosen, {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    least = min(limits)
+    return least if least < _NO_LIMIT else None

@@ -142,7 +142,7 @@ def compare_schemes(
     _check_importance(importance, contenders, equal, plan, names)
     recipes = [
         _Recipes(k, contender, groups, overhead, levels_dtype, importance)
-        for k in bits
+        for k in dict.fromkeys(bits)
         for contender, groups in _lines(contenders, equal)
     ]
     runs = [recipe for recipe in recipes if recipe.possible]
@@ -178,11 +178,21 @@ def compare_schemes(
 def _chosen(schemes: Iterable[str] | None) -> list[Contender]:
     known = {contender.scheme for contender in CONTENDERS}
     wanted = known if schemes is None else set(schemes)
-    for name in wanted - known:
+    for name in sorted(wanted - known):
         raise unknown("scheme to compare", name, known)
     if not wanted:
         raise LexibitError(f"no scheme to compare: name some of {', '.join(sorted(known))}")
     return [contender for contender in CONTENDERS if contender.scheme in wanted]
+
+
+def left_out(bits: int, schemes: Iterable[str] | None = None) -> list[str]:
+    """The names of what cannot work with a width, and so has no line in the comparison."""
+    names = [
+        contender.name
+        for contender, groups in _lines(_chosen(schemes), equal=False)
+        if not _Recipes(bits, contender, groups, 0.0, "float32", None).possible
+    ]
+    return list(dict.fromkeys(names))
 
 
 def _check_importance(

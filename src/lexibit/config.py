@@ -129,8 +129,10 @@ class LexibitConfig(QuantizationConfigMixin):
             ("exclude", exclude),
             ("parameters", parameters),
         ):
-            if isinstance(value, str) or not all(isinstance(item, str) for item in value):
+            if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
                 raise LexibitError(f"{name} must be a list of patterns, not {value!r}")
+        for name, switch in (("embeddings", embeddings), ("heads", heads)):
+            _check_switch(name, switch)
         self.quant_method: Any = METHOD
         self.scheme = scheme
         self.bits = bits
@@ -154,26 +156,39 @@ class LexibitConfig(QuantizationConfigMixin):
         for pattern, rule in self.rules.items():
             for name in rule:
                 if name not in _RECIPE:
-                    raise unknown(f"setting in the rule for {pattern!r}", name, _RECIPE)
+                    error = unknown(f"setting in the rule for {pattern!r}", name, _RECIPE)
+                    raise LexibitError(f"{error} (an option of a scheme is set as options.NAME=VALUE)")
             self.recipe(pattern)
 
     def recipe(self, *rules: str) -> Recipe:
         """The recipe that the named rules, in their order, make of the defaults.
 
-        A rule for another scheme drops the options given so far, and the default importance if that scheme
-        does not weigh errors.
+        A rule's options add to those given so far, which a rule for another scheme drops first. A rule whose
+        scheme does not weigh errors drops the importance given so far.
+
+        Raises:
+            LexibitError: they make no recipe.
         """
         values = {name: getattr(self, name) for name in _RECIPE}
-        own_importance = False
         for pattern in rules:
             rule = self.rules[pattern]
-            if rule.get("scheme", values["scheme"]) != values["scheme"]:
-                values["options"] = {}
+            other = rule.get("scheme", values["scheme"]) != values["scheme"]
+            before = {} if other else values["options"]
             values |= rule
-            own_importance |= "importance" in rule
-        if values["scheme"] != self.scheme and not own_importance and not _weighs(**values):
-            values["importance"] = None
-        return Recipe(**values)
+            values["options"] = before | _settings("options", rule.get("options"))
+            if "importance" not in rule and rule.keys() & {"scheme", "options"} and not _weighs(**values):
+                values["importance"] = None
+        try:
+            return Recipe(**values)
+        except LexibitError as error:
+            if not rules:
+                raise
+            raise LexibitError(f"with the rule for {' and '.join(map(repr, rules))}: {error}") from error
+
+
+def _check_switch(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise LexibitError(f"{name} must be true or false, not {value!r}")
 
 
 def _settings(what: str, given: Any) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class LexibitError(ValueError):
@@ -21,3 +22,18 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> LexibitError:
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
     return LexibitError(f"unknown {kind} {name!r}: {hint}known: {shown}")
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Imports of packages that an extra of lexibit brings.
+
+    Raises:
+        LexibitError: one of them is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise LexibitError(
+            f"the package {error.name or error} is not installed: pip install 'lexibit[{extra}]'"
+        ) from error

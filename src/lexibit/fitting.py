@@ -102,23 +102,24 @@ def _packed(
     """What was chosen as it will be stored and computed with, on the weight's device."""
     stored = choice.levels.to(getattr(torch, spec.levels_dtype)).to(weight.dtype)
     packed = CodebookWeight.from_codes(spec, choice.codes, stored, choice.origins, pruned)
-    if _reach(spec, stored) >= torch.finfo(weight.dtype).max and not packed.decode().isfinite().all():
+    reach = _reach(spec, stored, choice.origins)
+    if reach >= torch.finfo(weight.dtype).max and not packed.decode().isfinite().all():
         # a scale that was rounded up may carry the largest weight over the end of its dtype
         if spec.form is not LevelForm.TABLE:
             scales = packed.levels[:, :1] if spec.form is LevelForm.AFFINE else packed.levels
             scales.mul_(1 - torch.finfo(weight.dtype).eps)
         if not packed.decode().isfinite().all():
-            raise _does_not_fit(name, spec, choice)
+            raise _does_not_fit(name, spec, reach)
     elif _drowned(spec, choice.levels, stored):
         exact = CodebookWeight.from_codes(spec, choice.codes, choice.levels, choice.origins, pruned).decode()
         values = weight.detach().cpu().double()
         lost, had = ((w.double() - values).square().sum() for w in (packed.decode(), exact))
         if lost > 1.1 * had + 1e-6 * values.square().sum():
-            raise _does_not_fit(name, spec, choice)
+            raise _does_not_fit(name, spec, reach)
     return packed.to(weight.device)
 
 
-def _reach(spec: WeightSpec, levels: Tensor) -> float:
+def _reach(spec: WeightSpec, levels: Tensor, origins: Tensor | None) -> float:
     """A bound of what a level, or the sum of a split channel's, can come to."""
     size = levels.double().abs()
     if levels.numel() == 0:
@@ -126,7 +127,8 @@ def _reach(spec: WeightSpec, levels: Tensor) -> float:
     if spec.form in (LevelForm.SYMMETRIC, LevelForm.AFFINE):
         size[:, 0] *= 1 << (spec.bits - 1)
     largest = size.max() if spec.form is LevelForm.TABLE else size.sum(1).max()
-    return float(largest) * (2 if any(spec.extra) else 1)
+    parts = 1 if origins is None or not len(origins) else 1 + int(origins.bincount().max())
+    return float(largest) * parts
 
 
 def _drowned(spec: WeightSpec, levels: Tensor, stored: Tensor) -> bool:
@@ -137,12 +139,14 @@ def _drowned(spec: WeightSpec, levels: Tensor, stored: Tensor) -> bool:
     return bool((lost > 2**-6 * levels.abs().amax(1, keepdim=True)).any()) if levels.numel() else False
 
 
-def _does_not_fit(name: str, spec: WeightSpec, choice: schemes.Choice) -> LexibitError:
-    narrow = spec.levels_dtype != "float32"
-    return LexibitError(
-        f"{name}: its levels, up to {choice.levels.abs().max():.3g}, do not fit "
-        + (f"{spec.levels_dtype}: use levels_dtype='float32'" if narrow else f"{spec.dtype}: exclude it")
-    )
+def _does_not_fit(name: str, spec: WeightSpec, reach: float) -> LexibitError:
+    if spec.levels_dtype != "float32":
+        return LexibitError(
+            f"{name}: its levels, up to {reach:.3g}, do not fit {spec.levels_dtype}: use "
+            "levels_dtype='float32'"
+        )
+    remedy = "exclude it" if spec.form is LevelForm.TABLE else "choose scheme 'kmeans' for it, or exclude it"
+    return LexibitError(f"{name}: its levels, up to {reach:.3g}, do not fit {spec.dtype}: {remedy}")
 
 
 def _check_finite(name: str, weight: Tensor, values: Tensor) -> None:

@@ -51,8 +51,9 @@ class Magnitude:
     We chose: ``E = 0`` makes all of the first factor 1, also of zeros; so does ``Q_C = 0``, where all that
     counts is zero. Setting pruned weights to exactly zero would add a level that k bits cannot hold. So P
     only takes their importance away, and each still takes a level like any other weight; with ``mask``
-    they do become zero, by a mask that is stored, and takes one bit a weight. Of weights that lie on the
-    border ``Q_P`` themselves the mask leaves all if they are too many, so that it never takes more than P.
+    they do become zero, by a mask that is stored, and takes one bit a weight. Where many
+    weights lie on the border ``Q_P`` itself, the mask takes only those below it, so that it takes one weight
+    more than P at most, and zeros, which lose nothing.
 
     Attributes:
         E: exponent, 0 to 1 in the paper's searches, any number from 0.
@@ -97,7 +98,7 @@ class Magnitude:
         if self.mask:
             zero = pruned
             if int(pruned.sum()) > importance.numel() * self.P + 1:
-                zero = importance < border
+                zero = (importance < border) | (importance == 0)
         if clip > 0:
             importance.div_(clip).clamp_(max=1.0)
             if self.E != 1:

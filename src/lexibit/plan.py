@@ -295,7 +295,11 @@ def check_importances(
         raise unknown(f"weight in {where}", name, names)
     named = [weight for weight in users if not given.isdisjoint(weight.names)]
     if not named:
-        raise LexibitError(f"{where}: names no weight that is quantized with importances: see its plan")
+        what = f"only {', '.join(sorted(given)[:3])}" if given else "no weight"
+        raise LexibitError(
+            f"{where}: names {what}, and nothing of it is quantized with importances: name weights that "
+            "lexibit plan shows as quantized"
+        )
     if not any(weight.recipe.fitting().weighs for weight in named):
         raise does_not_weigh(named[0].recipe.scheme)
 

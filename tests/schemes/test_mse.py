@@ -108,6 +108,17 @@ def test_what_counts_more_is_kept_better() -> None:
     assert ((weighted - w)[large] ** 2).sum() < 0.5 * ((plain - w)[large] ** 2).sum()
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+def test_an_affine_grid_is_never_worse_than_a_symmetric_one(bits: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    peaked = torch.rand(60, 300, generator=generator) ** 4
+    peaked *= torch.randn(60, 300, generator=generator).sign()
+    sparse = torch.randn(60, 300, generator=generator) * (torch.rand(60, 300, generator=generator) < 0.1)
+    for w in (peaked, sparse):
+        symmetric, affine = errors(w, bits, affine=False), errors(w, bits, affine=True)
+        assert (affine <= symmetric * (1 + 1e-5)).all()
+
+
 @settings(max_examples=60)
 @given(
     hnp.arrays(

@@ -2,7 +2,16 @@
 
 from lexibit.checkpoint.contents import Contents, compare, errors_against, inspect, read_texts
 from lexibit.checkpoint.modules import load, save
-from lexibit.checkpoint.source import find, load_float, load_quantized, load_tensors, load_tokenizer, plan
+from lexibit.checkpoint.source import (
+    find,
+    has_tokenizer,
+    load_float,
+    load_quantized,
+    load_tensors,
+    load_tokenizer,
+    load_with_head,
+    plan,
+)
 from lexibit.checkpoint.target import quantize_to
 
 __all__ = [
@@ -10,12 +19,14 @@ __all__ = [
     "compare",
     "errors_against",
     "find",
+    "has_tokenizer",
     "inspect",
     "load",
     "load_float",
     "load_quantized",
     "load_tensors",
     "load_tokenizer",
+    "load_with_head",
     "plan",
     "quantize_to",
     "read_texts",

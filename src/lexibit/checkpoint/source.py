@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -132,6 +133,25 @@ def load_float(folder: Path) -> PreTrainedModel:
     return _load(cls, folder)
 
 
+def load_with_head(folder: Path, head: str, **settings: Any) -> PreTrainedModel:
+    """The float32 model in a folder with a head, a fresh one if it has none, or one of another shape.
+
+    Args:
+        folder: of a float model.
+        head: the class of transformers that knows which class has this head, like
+            ``AutoModelForSequenceClassification``.
+        settings: what its configuration is to say.
+
+    Raises:
+        LexibitError: it is quantized already, or cannot be loaded with this head.
+    """
+    _, config = model_class(folder)
+    _check_float(folder, config)
+    return _load(
+        getattr(transformers, head), folder, ignore_mismatched_sizes=True, dtype=torch.float32, **settings
+    )
+
+
 def load_quantized(folder: Path) -> PreTrainedModel:
     """The quantized model in a folder, in the class that saved it.
 
@@ -144,14 +164,19 @@ def load_quantized(folder: Path) -> PreTrainedModel:
     return _load(cls, folder)
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's files."""
+    # without them transformers makes up a tokenizer that knows no words
+    return any(next(folder.glob(files), None) for files in _TOKENIZER_FILES)
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder.
 
     Raises:
         LexibitError: there is none, or it cannot be used.
     """
-    # without its files transformers makes up a tokenizer that knows no words
-    if not any(next(folder.glob(files), None) for files in _TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         raise LexibitError(f"{folder}: no tokenizer in it: copy the model's tokenizer files there")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
@@ -165,9 +190,9 @@ def _check_float(folder: Path, config: PreTrainedConfig) -> None:
         raise LexibitError(f"{folder}: quantized already: give the float model that it came from")
 
 
-def _load(cls: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
+def _load(cls: type[PreTrainedModel], folder: Path, **settings: Any) -> PreTrainedModel:
     try:
-        return cls.from_pretrained(folder)
+        return cls.from_pretrained(folder, **settings)
     except SafetensorError as error:
         raise FormatError(
             f"{folder}: not a whole safetensors file ({error}): copy or download it again"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as to_json
 from collections.abc import Callable
 from math import isnan
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from lexibit import checkpoint, comparison
 from lexibit.cli.measures import BatchSize, Data, Limit, TaskName, Text, measures
-from lexibit.cli.options import Importance, Model
+from lexibit.cli.options import Importance, LevelsDtype, Model
 from lexibit.cli.show import Json, console, print_json, print_score, size, table
 from lexibit.demo import sentences
 from lexibit.errors import LexibitError
@@ -42,7 +43,7 @@ def compare_schemes(
         list[str] | None, typer.Option(help="Compare only this one; may be given more than once.")
     ] = None,
     importance: Importance = None,
-    levels_dtype: Annotated[str, typer.Option(help="How levels are stored.")] = "float16",
+    levels_dtype: LevelsDtype = "float16",
     text: Text = None,
     task: TaskName = None,
     data: Data = None,
@@ -82,10 +83,15 @@ def compare_schemes(
         found = comparison.compare_schemes(checkpoint.load_tensors(folder), **asked)
     else:
         loaded = checkpoint.load_float(folder)
+        if text is None and task is None and not checkpoint.has_tokenizer(folder):
+            console.print(f"{model} has no tokenizer: outputs are not compared", style="dim")
+            texts: Path | list[str] | None = None
+        else:
+            texts = sentences() if text is None else text
         judges = measures(
             folder,
             loaded,
-            text=sentences() if text is None else text,
+            text=texts,
             task=task,
             data=data,
             limit=limit,
@@ -94,14 +100,16 @@ def compare_schemes(
         )
         found = comparison.compare_schemes(loaded, reference=judges.reference, score=judges.score, **asked)
     if json:
-        lines = to_json.loads(found.to_json(orient="records"))
-        print_json([line | {"config": to_json.loads(line["config"] or "null")} for line in lines])
+        print_json([_plain(line) for line in found.to_dict("records")])
         return
     quantized = found[found["scheme"].notna()]
+    titles = {width: f"{width} bit{'s' if width > 1 else ''}" for width in asked["bits"]}
     for (width, kind), lines in quantized.groupby(["bits", "kind"], sort=False):
-        title = f"{width} bit{'s' if width > 1 else ''}, {kind}"
-        console.print(_table(title, lines, own=not equal))
-    _legend(found)
+        console.print(_table(f"{titles[width]}, {kind}", lines, own=not equal))
+    _legend(found, levels_dtype)
+    for width, title in titles.items():
+        if missing := comparison.left_out(width, scheme):
+            console.print(f"not with {title}: {', '.join(missing)}", style="dim")
 
 
 def _widths(text: str) -> list[int]:
@@ -138,10 +146,16 @@ def _table(title: str, lines: pd.DataFrame, own: bool) -> Table:
     return shown
 
 
-def _legend(found: pd.DataFrame) -> None:
+def _plain(line: dict[str, Any]) -> dict[str, Any]:
+    """A line whose texts of JSON are what they say."""
+    texts = {name: line[name] for name in ("options", "config") if isinstance(line[name], str)}
+    return line | {"config": None} | {name: to_json.loads(text) for name, text in texts.items()}
+
+
+def _legend(found: pd.DataFrame, levels_dtype: str) -> None:
     said = (
-        "group: weights that share levels; stored: bits a weight takes; MSE: mean of (W - W^)^2; scale: mean "
-        "scaling factor of binary codes, mean step of uniform grids"
+        f"levels in {levels_dtype}; group: weights that share levels; stored: bits a weight takes; MSE: mean "
+        "of (W - W^)^2; scale: mean scaling factor of binary codes, mean step of uniform grids"
     )
     if "cosine" in found:
         said += (

@@ -16,7 +16,7 @@ from lexibit.fidelity import Reference
 
 Text = Annotated[Path | None, typer.Option(help="Measure on a text file, one text a line.")]
 TaskName = Annotated[str | None, typer.Option(help=f"Measure on a task: {', '.join(tasks.names())}.")]
-Data = Annotated[Path | None, typer.Option(help="The folder with the task's data.")]
+Data = Annotated[Path | None, typer.Option(help="The folder with the task's data; the hub if not given.")]
 Limit = Annotated[
     int | None,
     typer.Option(
@@ -53,11 +53,11 @@ def measures(
         texts = text if isinstance(text, list) else checkpoint.read_texts(text, limit or _TEXTS)
         tokenizer = checkpoint.load_tokenizer(folder)
         reference = Reference(model, tokenizer, texts[: limit or _TEXTS], batch_size=batch_size)
-    if (task is None) != (data is None):
-        raise LexibitError("--task and --data go together: name the task and the folder with its data")
-    if task is not None and data is not None:
+    if data is not None and task is None:
+        raise LexibitError("--data has the data of a task: name it with --task")
+    if task is not None:
         chosen = tasks.task(task)
-        examples = chosen.load(data, limit, seed)
+        examples = chosen.load(data, limit=limit, seed=seed)
         tokenizer = checkpoint.load_tokenizer(folder)
         score = chosen.measure(tokenizer, examples, batch_size=batch_size, seed=seed)
     return Measures(reference, score)

@@ -28,6 +28,8 @@ Importance = Annotated[
     ),
 ]
 
+LevelsDtype = Annotated[str, typer.Option(help=f"How levels are stored: {', '.join(LEVELS_DTYPES)}.")]
+
 _MATCH = "A shell pattern on the weights' names, like '*.query'; may be given more than once."
 
 
@@ -48,9 +50,7 @@ def _config(
         list[str] | None,
         typer.Option(help="An option of the scheme, like init=k-means++ or clip=mse.", metavar="NAME=VALUE"),
     ] = None,
-    levels_dtype: Annotated[
-        str, typer.Option(help=f"How levels are stored: {', '.join(LEVELS_DTYPES)}.")
-    ] = "float32",
+    levels_dtype: LevelsDtype = "float32",
     importance: Importance = None,
     embeddings: Annotated[bool, typer.Option(help="Quantize embeddings too.")] = True,
     heads: Annotated[bool, typer.Option(help="Quantize task heads too.")] = False,
@@ -69,8 +69,8 @@ def _config(
     rule: Annotated[
         list[str] | None,
         typer.Option(
-            help="Other settings for what matches, like '*embeddings* bits=8 groups=row'; of two "
-            "rules that match, the later counts.",
+            help="Other settings for what matches, like '*embeddings* bits=8 groups=row', or "
+            "'*.query scheme=lq options.affine=true'; of two rules that match, the later counts.",
             metavar="'PATTERN NAME=VALUE ...'",
         ),
     ] = None,
@@ -97,11 +97,12 @@ def _config(
         rules=dict(map(_rule, rule or [])),
         seed=seed,
     )
-    if config is None:
-        return asked
-    if asked.to_dict() != LexibitConfig().to_dict():
-        raise LexibitError(f"--config {config} says all: leave the other options of quantizing out")
-    return _config_in(config)
+    return asked if config is None else _config_in(config)
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _config_in(file: Path) -> LexibitConfig:
@@ -146,15 +147,21 @@ def takes_config(command: Callable[..., None]) -> Callable[..., None]:
     own = inspect.signature(command, eval_str=True)
 
     @wraps(command)
-    def wrapper(**values: Any) -> None:
-        config = _config(**{name: values.pop(name) for name in options})
+    def wrapper(context: typer.Context, **values: Any) -> None:
+        asked = {name: values.pop(name) for name in options}
+        typed = [name for name in asked if _typed(context, name)]
+        if asked["config"] is not None and len(typed) > 1:
+            others = ", ".join(f"--{name.replace('_', '-')}" for name in typed if name != "config")
+            raise LexibitError(f"--config {asked['config']} says all: leave {others} out")
+        config = _config(**asked)
         command(config=config, **values)
 
     kept = [parameter for name, parameter in own.parameters.items() if name != "config"]
     arguments = [p for p in kept if p.default is p.empty]
     flags = [p for p in kept if p.default is not p.empty]
     keyword = inspect.Parameter.KEYWORD_ONLY
-    merged = [p.replace(kind=keyword) for p in [*arguments, *options.values(), *flags]]
+    context = inspect.Parameter("context", keyword, annotation=typer.Context)
+    merged = [context, *(p.replace(kind=keyword) for p in [*arguments, *options.values(), *flags])]
     wrapper.__signature__ = own.replace(parameters=merged)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in merged}
     del wrapper.__wrapped__

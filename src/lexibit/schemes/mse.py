@@ -14,7 +14,7 @@ from lexibit.schemes.line.codes import Floats, floor32, midpoints
 from lexibit.schemes.line.sorted import Sorted, by_chunks
 from lexibit.schemes.uniform import Uniform
 
-_STARTS = 64  # grids tried up to 4 bits
+_STARTS = 64  # grids tried
 _PHASES = 4  # of an affine grid: how often it is moved by a part of its step
 _REFITTED = 4  # of them, the best
 _STEPS = 20  # refits at most; more gain less than a part in five hundred
@@ -27,11 +27,12 @@ class MSE(Uniform):
     The source says: try thresholds up to the largest weight and keep the one whose rounding and clipping
     has the least squared error.
 
-    We chose: 64 grids (fewer above 4 bits), and from the best four of them on, in turn, codes for the grid
-    and the grid (its step, and its offset if it is affine) that fits these codes best by least squares, until
-    nothing moves, or 20 times. Symmetric grids have 64 thresholds; affine ones have 16 on the way from the
-    median outwards, each in four places, a quarter of a step apart. With importances the error is weighted.
-    Weights are sorted first, so that all this costs a look-up a level, not a pass over the weights.
+    We chose: 64 grids, and from the best four of them on, in turn, codes for the grid and the grid (its step,
+    and its offset if it is affine) that fits these codes best by least squares, until nothing moves, or 20
+    times. Symmetric grids have 64 thresholds; affine ones have 16 on the way from the median outwards, each
+    in four places, a quarter of a step apart, and begin from the best symmetric grid too, so that they are
+    never worse. With importances the error is weighted. Weights are sorted first, so that all this costs a
+    look-up a level, not a pass over the weights.
     """
 
     name: ClassVar[str] = "mse"
@@ -46,8 +47,13 @@ class MSE(Uniform):
         weights = None if importance is None else importance.numpy()
         low, high = np.empty((len(values), 1)), np.empty((len(values), 1))
         for part, data in by_chunks(values.numpy(), weights):
+            known: tuple[Floats, ...] = ()
+            if self.affine and bits > 1:
+                symmetric = _Search(data, bits, affine=False)
+                middle, step = symmetric.best()
+                known = middle + symmetric.rule[0] * step, step
             search = _Search(data, bits, self.affine)
-            low[part], step = search.best()
+            low[part], step = search.best(*known)
             high[part] = low[part] + search.rule[-1] * step
         return torch.from_numpy(low), torch.from_numpy(high)
 
@@ -61,13 +67,13 @@ class _Search:
         first = 0 if affine else -(1 << (bits - 1))
         self.rule: Floats = np.arange(first, first + (1 << bits), dtype=np.float64)
 
-    def best(self) -> tuple[Floats, Floats]:
-        """Origin and step of the grid with the least error that was found."""
+    def best(self, *known: Floats) -> tuple[Floats, Floats]:
+        """Origin and step of the grid with the least error that was found; one that is known counts too."""
         starts = list(self._starts())
         order = np.argsort([self._error(*start) for start in starts], axis=0, kind="stable")
         origins, steps = (np.stack(numbers) for numbers in zip(*starts, strict=True))
-        error = np.full(order.shape[1:], np.inf)
-        origin, step = origins[0], steps[0]
+        origin, step = self._refit(*known) if known else (origins[0], steps[0])
+        error = self._error(origin, step)
         for nth in order[:_REFITTED, None]:
             found = self._refit(*(np.take_along_axis(numbers, nth, 0)[0] for numbers in (origins, steps)))
             new = self._error(*found)
@@ -82,10 +88,8 @@ class _Search:
         centre = self.data.centre[:, None] if self.affine else np.zeros_like(first)
         if not self.affine:
             first, last = centre, np.maximum(last, -first)
-        # levels that lie close together leave little to try
-        starts = max(_STARTS >> max(len(self.rule).bit_length() - 5, 0), _STARTS // 4)
         phases = _PHASES if self.affine else 1
-        for share in np.arange(phases, starts + 1, phases) / starts:
+        for share in np.arange(phases, _STARTS + 1, phases) / _STARTS:
             low = centre + share * (first - centre)
             step = (centre + share * (last - centre) - low) / self.rule[-1]
             for phase in range(phases):

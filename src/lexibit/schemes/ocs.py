@@ -65,7 +65,7 @@ class OCS(Scheme):
             raise LexibitError(f"ocs ratio must be from 0 to 1, not {self.ratio}")
         if self.split not in _SPLITS:
             raise unknown("split of scheme 'ocs'", self.split, _SPLITS)
-        if self.clip not in _CLIPS:
+        if self.clip not in tuple(_CLIPS):
             raise unknown("clip of scheme 'ocs'", self.clip, _CLIPS)
         _ = self._clip
 

@@ -1,16 +1,29 @@
-"""Tasks: what a model is good for, measured on data. One file each, and this registry."""
+"""Tasks: what a model is good for, measured on data. One file each, and this registry.
+
+To add one, write its file and add its class to the list below.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lexibit.errors import unknown
-from lexibit.tasks.base import Examples, Score, Task
+from lexibit.errors import LexibitError, unknown
+from lexibit.tasks.base import Difference, Examples, Score, Task, Trainable
+from lexibit.tasks.cola import CoLA
+from lexibit.tasks.mnli import MNLI, MNLIMismatched
+from lexibit.tasks.mrpc import MRPC
+from lexibit.tasks.qnli import QNLI
+from lexibit.tasks.qqp import QQP
+from lexibit.tasks.rte import RTE
+from lexibit.tasks.sst2 import SST2
 from lexibit.tasks.sts import STS
+from lexibit.tasks.stsb import STSB
 
-__all__ = ["Examples", "Score", "Task", "names", "task"]
+__all__ = ["Difference", "Examples", "Score", "Task", "Trainable", "names", "task", "trainable"]
 
-_TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (STS,)}
+_TASKS: dict[str, type[Task]] = {
+    cls.name: cls for cls in (CoLA, SST2, RTE, QNLI, MNLI, MNLIMismatched, MRPC, QQP, STSB, STS)
+}
 
 
 def task(name: str) -> Task:
@@ -22,6 +35,19 @@ def task(name: str) -> Task:
     if name not in _TASKS:
         raise unknown("task", name, _TASKS)
     return _TASKS[name]()
+
+
+def trainable(name: str) -> Trainable:
+    """The task of that name, to train a model on.
+
+    Raises:
+        LexibitError: no such task, or one that only measures.
+    """
+    found = task(name)
+    if not isinstance(found, Trainable):
+        known = ", ".join(other for other in names() if issubclass(_TASKS[other], Trainable))
+        raise LexibitError(f"task {name!r} measures models, and trains none: choose one of {known}")
+    return found
 
 
 def names() -> Iterator[str]:

@@ -2,121 +2,104 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import time
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import bootstrap, spearmanr
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lexibit.batches import batches
 from lexibit.errors import LexibitError
 from lexibit.nn.modes import evaluating
-from lexibit.tasks.base import Examples, Score, Task
+from lexibit.tasks import tables
+from lexibit.tasks.base import Examples, Task
+from lexibit.tasks.metrics import SPEARMAN, Outcomes
 
-_RESAMPLES = 1000
+_COLUMNS = ("genre", "file", "year", "id", "score", "sentence1", "sentence2")
 
 
 class STS(Task):
     """Semantic textual similarity (Cer et al. 2017), for sentence encoders without a head.
 
     Spearman's correlation, times 100, between the cosine of two sentences' embeddings (mean of the tokens'
-    last hidden states) and the score that people gave them. The file is the benchmark's own ``sts-dev.csv``:
-    no header, tabs between genre, file, year, id, score and the two sentences, no quoting.
+    last hidden states) and the score that people gave them. The files are the benchmark's own: no header,
+    tabs between genre, file, year, id, score and the two sentences, no quoting. On the hub they are those
+    of GLUE.
     """
 
     name: ClassVar[str] = "sts"
-    metric: ClassVar[str] = "Spearman x 100"
-    files: ClassVar[str] = "sts-dev.csv"
+    metrics = (SPEARMAN,)
+    least: ClassVar[int] = 3
 
-    def load(self, data: Path, limit: int | None = None, seed: int = 0) -> Examples:
-        """Triples of two sentences and their score; see :meth:`Task.load`."""
-        found = [path for path in (data / self.files, data / "STS-B" / self.files) if path.is_file()]
-        if not found:
-            raise LexibitError(f"{data}: no {self.files} or STS-B/{self.files} in it, which sts needs")
+    def read(self, data: Path | None, split: str) -> Examples:
+        """Triples of two sentences and their score; see :meth:`Task.read`."""
+        if data is None:
+            hub = {"train": "train", "dev": "validation"}[split]
+            rows = tables.from_hub("nyu-mll/glue", "stsb", hub)
+            return [(row["sentence1"], row["sentence2"], float(row["label"])) for row in rows]
+        name = f"sts-{split}.csv"
+        file = tables.find(data, [name], ["STS-B"])
+        if file is None:
+            raise LexibitError(f"{data}: no {name} or STS-B/{name} in it, which sts needs")
         examples = []
-        for number, row in enumerate(_rows(found[0]), 1):
+        for number, row in enumerate(tables.read(file, header=_COLUMNS, quoted=False), 1):
             try:
-                first, second, score = row[5], row[6], float(row[4])
-            except (IndexError, ValueError):
+                score = float(row["score"])
+            except ValueError:
                 score = math.nan
             if not math.isfinite(score):
                 raise LexibitError(
-                    f"{found[0]}: line {number} is not genre, file, year, id, score and two sentences "
-                    "between tabs: take the file of the STS benchmark as it is published"
+                    f"{file}: row {number} has the score {row['score']!r}, not a number: take the file of "
+                    "the STS benchmark as it is published"
                 )
-            examples.append((first, second, score))
-        if limit is not None and limit < len(examples):
-            chosen = np.random.default_rng(seed).choice(len(examples), limit, replace=False)
-            examples = [examples[index] for index in sorted(chosen)]
-        if len(examples) < 3:
-            raise LexibitError(
-                f"{found[0]}: {len(examples)} examples are too few for a correlation: give 3 or more"
-            )
+            examples.append((row["sentence1"], row["sentence2"], score))
         return examples
 
-    def score(
+    def outcomes(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         examples: Examples,
         *,
         batch_size: int = 64,
-        seed: int = 0,
-    ) -> Score:
-        """Embed every sentence once, and correlate; see :meth:`Task.score`."""
+        progress: bool = False,
+    ) -> Outcomes:
+        """Cosine and score of every pair, each sentence embedded once; see :meth:`Task.outcomes`."""
         texts = list(dict.fromkeys(text for first, second, _ in examples for text in (first, second)))
-        start = time.perf_counter()
-        vectors = dict(zip(texts, embed(model, tokenizer, texts, batch_size=batch_size), strict=True))
-        seconds = time.perf_counter() - start
-        cosines = np.array([float(vectors[first] @ vectors[second]) for first, second, _ in examples])
-        scores = np.array([score for *_, score in examples])
-        value = _spearman(cosines, scores)
-        interval = bootstrap(
-            (cosines, scores),
-            _spearman,
-            paired=True,
-            vectorized=False,
-            n_resamples=_RESAMPLES,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-        low, high = float(interval.low), float(interval.high)
-        return Score(self.metric, value, low, high, len(examples), seed, seconds)
-
-
-def _rows(file: Path) -> list[list[str]]:
-    try:
-        with file.open(encoding="utf-8", newline="") as opened:
-            return list(csv.reader(opened, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise LexibitError(f"{file}: cannot be read as UTF-8 text between tabs: {error}") from error
-
-
-def _spearman(cosines: np.ndarray, scores: np.ndarray) -> float:
-    return 100 * float(spearmanr(cosines, scores).statistic)
+        embedded = embed(model, tokenizer, texts, batch_size=batch_size, progress=progress)
+        vectors = dict(zip(texts, embedded, strict=True))
+        return np.array([[float(vectors[a] @ vectors[b]), score] for a, b, score in examples])
 
 
 def embed(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], *, batch_size: int = 64
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    *,
+    batch_size: int = 64,
+    progress: bool = False,
 ) -> Tensor:
     """Sentence embeddings: the mean of the tokens' last hidden states, unit length: ``[texts, hidden]``.
+
+    A model with a head, such as ``BertForMaskedLM``, embeds with the model below it, and one of encoder and
+    decoder with its encoder.
 
     Raises:
         LexibitError: the model gives no hidden states.
     """
+    encoder: Any = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
     embeddings: Tensor | None = None
     with evaluating(model), torch.inference_mode():
-        for chosen, inputs in batches(model, tokenizer, texts, size=batch_size):
-            hidden = getattr(model(**inputs), "last_hidden_state", None)
+        for chosen, inputs in batches(encoder, tokenizer, texts, size=batch_size, progress=progress):
+            hidden = getattr(encoder(**inputs), "last_hidden_state", None)
             if not isinstance(hidden, Tensor):
-                raise LexibitError(f"{type(model).__name__} gives no hidden states to embed sentences with")
+                raise LexibitError(
+                    f"{type(model).__name__} gives no hidden states to embed sentences with: give an encoder"
+                )
             mask = inputs["attention_mask"][..., None].to(hidden.dtype)
             mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
             if embeddings is None:

@@ -29,19 +29,16 @@ def midpoints(levels: Floats) -> Floats:
 
 def floor32(x: NDArray[Any]) -> Singles:
     """The largest float32 not above each float64: a limit that leaves x itself below."""
-    near = _float32(x)
-    return np.where(near > x, np.nextafter(near, np.float32(-np.inf)), near)
+    with np.errstate(over="ignore"):  # beyond float32 is beyond all values
+        near = x.astype(np.float32)
+        return np.where(near > x, np.nextafter(near, np.float32(-np.inf)), near)
 
 
 def under32(x: NDArray[Any]) -> Singles:
     """The largest float32 below each float64: a limit that leaves x itself above."""
-    near = _float32(x)
-    return np.where(near >= x, np.nextafter(near, np.float32(-np.inf)), near)
-
-
-def _float32(x: NDArray[Any]) -> Singles:
-    with np.errstate(over="ignore"):  # beyond float32 is beyond all values
-        return x.astype(np.float32)
+    with np.errstate(over="ignore"):
+        near = x.astype(np.float32)
+        return np.where(near >= x, np.nextafter(near, np.float32(-np.inf)), near)
 
 
 def nearest(values: Singles, levels: NDArray[Any]) -> Codes:
