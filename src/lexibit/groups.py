@@ -122,10 +122,23 @@ class Groups:
         Returns:
             ``[n, columns]`` in the table's dtype.
         """
+        return table.take(self.entry(codes, table.shape[1], rows))
+
+    def entry(self, codes: Tensor, width: int, rows: Tensor) -> Tensor:
+        """Where some rows' codes stand in the levels of all groups, ``[count, width]``, read in one line.
+
+        Args:
+            codes: uint8 ``[n, columns]``.
+            width: levels of a group, ``2**bits``.
+            rows: int64 ``[n]``, which rows of the matrix the codes are.
+
+        Returns:
+            int64 ``[n, columns]``.
+        """
         if self.count == 1:
-            return table.take(codes.long())
+            return codes.long()
         group = (rows // self.block[0])[:, None]
         if self.runs:
             run = torch.arange(self.columns, device=codes.device) // self.block[1]
             group = group * -(-self.columns // self.block[1]) + run
-        return table.take(codes + group * table.shape[1])
+        return codes + group * width

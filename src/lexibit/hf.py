@@ -53,6 +53,7 @@ class LexibitHfQuantizer(HfQuantizer):
         self._arrived: dict[str, bytes] = {}
         self._folder = Path()
         self._fault: LexibitError | None = None
+        self.tunes = False
 
     # loading ------------------------------------------------------------------------------------
 
@@ -179,8 +180,13 @@ class LexibitHfQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Not by transformers' Trainer: the codes have no gradient."""
-        return False
+        """By transformers' Trainer while the levels are trained (:mod:`lexibit.tuning`)."""
+        return self.tunes
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """As it is trainable, without adapters."""
+        return self.tunes
 
     @property
     def is_compileable(self) -> bool:

@@ -49,9 +49,38 @@ class LevelForm(StrEnum):
         if self is LevelForm.UNIFORM:
             scale, offset = levels[:, :1], levels[:, 1:]
             return scale * (code.to(levels.dtype) + offset)
-        sign = ((code[:, None] >> torch.arange(bits, device=levels.device)) & 1) * 2 - 1
+        sign = _signs(code, bits)
         # one plane after the other: a fixed order of additions gives the same bits everywhere
         table = levels[:, :1] * sign[:, 0].to(levels.dtype)
         for plane in range(1, bits):
             table = table + levels[:, plane : plane + 1] * sign[:, plane].to(levels.dtype)
         return table
+
+    def pull_back(self, gradient: Tensor, levels: Tensor, bits: int) -> Tensor:
+        """The gradient of the levels from that of their table: the transpose of :meth:`expand`.
+
+        Args:
+            gradient: ``[groups, 2**bits]``, of the table.
+            levels: ``[groups, width]``.
+            bits: width of a code.
+
+        Returns:
+            ``[groups, width]`` in the gradient's dtype.
+        """
+        if self is LevelForm.TABLE:
+            return gradient
+        code = torch.arange(1 << bits, device=gradient.device)
+        if self is LevelForm.BINARY:
+            return gradient @ _signs(code, bits).to(gradient.dtype)
+        centred = (code - (1 << (bits - 1))).to(gradient.dtype)
+        if self is LevelForm.SYMMETRIC:
+            return (gradient @ centred)[:, None]
+        if self is LevelForm.AFFINE:
+            return torch.stack([gradient @ centred, gradient.sum(1)], dim=1)
+        scale, offset = levels[:, 0].to(gradient.dtype), levels[:, 1:].to(gradient.dtype)
+        return torch.stack([(gradient * (code + offset)).sum(1), gradient.sum(1) * scale], dim=1)
+
+
+def _signs(code: Tensor, bits: int) -> Tensor:
+    """Codes as their planes, -1 or +1: ``[codes, bits]``."""
+    return ((code[:, None] >> torch.arange(bits, device=code.device)) & 1) * 2 - 1

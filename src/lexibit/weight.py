@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -194,6 +194,30 @@ class CodebookWeight(nn.Module):
         groups = self.spec.groups
         codes = unpack(self.codes, self.spec.bits, groups.rows * groups.columns)
         return codes.view(groups.rows, groups.columns) if any(self.spec.extra) else codes.view(self.shape)
+
+    def train_levels(self) -> nn.Parameter:
+        """Make the levels a parameter, in place: they get gradients, the codes stay as they are."""
+        if not isinstance(self.levels, nn.Parameter):
+            levels = self._buffers.pop("levels")
+            assert levels is not None
+            self.register_parameter("levels", nn.Parameter(levels))
+        return cast(nn.Parameter, self.levels)
+
+    def fix_levels(self) -> None:
+        """Undo :meth:`train_levels`: the levels are what will be stored of them, and no parameter."""
+        if isinstance(self.levels, nn.Parameter):
+            levels = self._parameters.pop("levels")
+            assert levels is not None
+            stored = getattr(torch, self.spec.levels_dtype)
+            self.register_buffer("levels", levels.detach().to(stored).to(levels.dtype))
+
+    def members(self) -> Tensor:
+        """How many weights each stored number stands for: float64, like the levels, or ``[groups, 1]``.
+
+        In a table a level stands for the weights that have its code; a scale stands for its whole group.
+        """
+        counts = ops.members(*self._stored())
+        return counts if self.spec.form is LevelForm.TABLE else counts.sum(1, keepdim=True)
 
     def table(self) -> Tensor:
         """The levels of every group, expanded: ``[groups, 2**bits]``."""

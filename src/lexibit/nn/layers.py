@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -38,7 +39,11 @@ class QuantizedEmbedding(Quantized, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """The rows ``input`` of the weight."""
-        return self.weight_codebook.embedding(input)
+        rows = self.weight_codebook.embedding(input)
+        if self.padding_idx is not None and rows.requires_grad:
+            # padding has no gradient, as in the float module
+            rows = torch.where((input == self.padding_idx)[..., None], rows.detach(), rows)
+        return rows
 
 
 class _QuantizedRecurrent(Quantized):

@@ -1,8 +1,9 @@
 """The three things one does with a weight in codes: decode it, multiply with it, look rows up.
 
 Each is a PyTorch custom operator (``torch.ops.lexibit.*``) with a fake kernel for ``torch.compile``
-and, for ``linear``, a gradient. The implementation here is the reference, plain PyTorch on any device;
-a faster one for a device is added with ``linear_op.register_kernel("cpu")`` and must agree with it.
+and gradients, of what goes in and of the levels. The implementation here is the reference, plain PyTorch
+on any device; a faster one for a device is added with ``linear_op.register_kernel("cpu")`` and must agree
+with it.
 
 All take a weight as the parts and the layout that :class:`lexibit.ops.reference.Stored` names.
 """
@@ -69,29 +70,89 @@ def _(ids: Tensor, *weight: Any) -> Tensor:
     return stored.levels.new_empty((*ids.shape, matrix_shape(tuple(stored.shape))[1]))
 
 
+@torch.library.custom_op(
+    "lexibit::levels_gradient", mutates_args=(), schema=f"(Tensor gradient, Tensor? ids, {_WEIGHT}) -> Tensor"
+)
+def levels_gradient_op(gradient: Tensor, ids: Tensor | None, *weight: Any) -> Tensor:
+    """The gradient of the levels from that of the weight, or of its rows ``ids``."""
+    return reference.levels_gradient(gradient, ids, Stored(*weight))
+
+
+@levels_gradient_op.register_fake
+def _(gradient: Tensor, ids: Tensor | None, *weight: Any) -> Tensor:
+    levels = Stored(*weight).levels
+    return torch.empty_like(levels)
+
+
+# Gradients. The packed weight is kept for the backward pass, never the decoded one; codes have no gradient.
+# A weight's parts come first, the levels second of them.
+_PARTS = 4
+_LEVELS = 1
+
+
+def _of_weight(ctx: Any, first: int, gradient: Callable[[], Tensor], ids: Tensor | None = None) -> list[Any]:
+    """The gradients of a weight's parts and layout, which stand from an operator's input ``first`` on."""
+    found: list[Any] = [None] * len(ctx.weight_layout) + [None] * _PARTS
+    if ctx.needs_input_grad[first + _LEVELS]:
+        found[_LEVELS] = levels_gradient_op(gradient(), ids, *ctx.saved_tensors[:_PARTS], *ctx.weight_layout)
+    return found
+
+
+def _setup_decode(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs[:_PARTS])
+    ctx.weight_layout = inputs[_PARTS:]
+
+
+def _decode_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    return tuple(_of_weight(ctx, 0, lambda: grad))
+
+
+def _setup_embedding(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ids, *weight = inputs
+    ctx.save_for_backward(*weight[:_PARTS], ids)
+    ctx.weight_layout = weight[_PARTS:]
+
+
+def _embedding_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    return None, *_of_weight(ctx, 1, lambda: grad, ctx.saved_tensors[_PARTS])
+
+
 def _setup_linear(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    _, _, *stored, transposed = inputs
-    # the packed weight is kept for the backward pass, never the decoded one
-    parts = len(Stored(*stored).parts)
-    ctx.save_for_backward(*stored[:parts])
-    ctx.layout, ctx.transposed = stored[parts:], transposed
+    x, _, *weight, transposed = inputs
+    # what the levels' gradient is worked out from
+    ctx.save_for_backward(*weight[:_PARTS], x if weight[_LEVELS].requires_grad else None)
+    ctx.weight_layout, ctx.transposed = weight[_PARTS:], transposed
 
 
 def _linear_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    *parts, x = ctx.saved_tensors
     grad_x = grad_bias = None
-    stored = (*ctx.saved_tensors, *ctx.layout)
+    flat = grad.reshape(-1, grad.shape[-1])
     if ctx.needs_input_grad[0]:
-        weight = decode_op(*stored).to(grad.dtype)
+        weight = decode_op(*parts, *ctx.weight_layout).to(grad.dtype)
         grad_x = grad @ (weight.t() if ctx.transposed else weight)
     if ctx.needs_input_grad[1]:
-        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
-    # nothing for the weight, and for the flag
-    return grad_x, grad_bias, *[None] * len(stored), None
+        grad_bias = flat.sum(0)
+
+    def of_weight() -> Tensor:
+        inputs = x.reshape(-1, x.shape[-1])
+        product: Tensor = inputs.t() @ flat if ctx.transposed else flat.t() @ inputs
+        return product
+
+    # nothing for the flag
+    return grad_x, grad_bias, *_of_weight(ctx, 2, of_weight), None
 
 
+decode_op.register_autograd(_decode_backward, setup_context=_setup_decode)
+embedding_op.register_autograd(_embedding_backward, setup_context=_setup_embedding)
 linear_op.register_autograd(_linear_backward, setup_context=_setup_linear)
 
 # what callers use: the registered operators, with types
 decode: Callable[..., Tensor] = decode_op
 linear: Callable[..., Tensor] = linear_op
 embedding: Callable[..., Tensor] = embedding_op
+
+
+def members(*weight: Any) -> Tensor:
+    """How many weights have each code, zeros of a mask left out: float64 ``[groups, 2**bits]``."""
+    return reference.members(Stored(*weight))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -59,24 +60,41 @@ class Stored(NamedTuple):
 
 def decode(weight: Stored) -> Tensor:
     """The weight, ``shape`` in the dtype of ``levels``."""
-    groups, bits = weight.groups, weight.bits
+    groups = weight.groups
     out = weight.levels.new_empty(groups.rows, groups.columns)
-    if out.numel():
-        table = weight.table()
-        # eight rows of codes are whole bytes: a chunk that begins there begins at a byte
-        step = max(_CHUNK // (8 * groups.columns), 1) * 8
-        for start in range(0, groups.rows, step):
-            stop = min(start + step, groups.rows)
-            first = start * groups.columns * bits // 8
-            part = unpack(weight.codes[first:], bits, (stop - start) * groups.columns)
-            rows = torch.arange(start, stop, device=weight.codes.device)
-            out[start:stop] = groups.lookup(part.view(-1, groups.columns), table, rows)
+    table = weight.table()
+    for rows, codes in _unpacked(weight):
+        out[rows[0] : rows[-1] + 1] = groups.lookup(codes, table, rows)
     for axis in (0, 1):
         if weight.extra[axis] and weight.origins is not None:
             out = _add_extra(out, weight.origins, axis)
     if weight.mask is not None:
         out.masked_fill_(unpack(weight.mask, 1, out.numel()).view(out.shape).bool(), 0.0)
     return out.view(weight.shape)
+
+
+def _unpacked(weight: Stored, ids: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The stored matrix, or the rows ``ids`` of it, a chunk at a time.
+
+    Returns:
+        Which rows (int64 ``[n]``), and their codes (uint8 ``[n, columns]``).
+    """
+    groups, bits = weight.groups, weight.bits
+    if groups.rows * groups.columns == 0:
+        return
+    # eight rows of codes are whole bytes: a chunk that begins there begins at a byte
+    step = max(_CHUNK // (8 * groups.columns), 1) * 8
+    if ids is not None:
+        wanted = ids.reshape(-1).long()
+        for start in range(0, len(wanted), step):
+            rows = wanted[start : start + step]
+            yield rows, _rows(weight.codes, bits, groups, rows)
+        return
+    for start in range(0, groups.rows, step):
+        rows = torch.arange(start, min(start + step, groups.rows), device=weight.codes.device)
+        first = start * groups.columns * bits // 8
+        codes = unpack(weight.codes[first:], bits, len(rows) * groups.columns)
+        yield rows, codes.view(-1, groups.columns)
 
 
 def _add_extra(stored: Tensor, origins: Tensor, axis: int) -> Tensor:
@@ -121,6 +139,61 @@ def embedding(ids: Tensor, weight: Stored) -> Tensor:
         zero = _rows(weight.mask, 1, Groups(rows, columns, (1, columns)), wanted)
         out.masked_fill_(zero.bool(), 0.0)
     return out.view(*ids.shape, columns)
+
+
+def levels_gradient(gradient: Tensor, ids: Tensor | None, weight: Stored) -> Tensor:
+    """The gradient of the levels: each weight's, added up over the weights that a number stands for.
+
+    Args:
+        gradient: of the weight, in its shape; or of the rows ``ids``, ``[*ids.shape, columns]``.
+        ids: which rows; None for all, once each.
+        weight: the weight.
+
+    Returns:
+        Like the levels.
+    """
+    groups, width = weight.groups, 1 << weight.bits
+    # float64, and one addition after the other: the same sums whatever the number of threads
+    sums = torch.zeros(groups.count * width, dtype=torch.float64, device=gradient.device)
+    for rows, codes, part in _with_gradient(gradient, ids, weight):
+        sums.index_add_(0, groups.entry(codes, width, rows).view(-1), part.reshape(-1).double())
+    table = sums.view(groups.count, width)
+    levels = LevelForm(weight.form).pull_back(table, weight.levels, weight.bits)
+    return levels.to(weight.levels.dtype)
+
+
+def members(weight: Stored) -> Tensor:
+    """How many weights have each code, zeros of a mask left out: float64 ``[groups, 2**bits]``."""
+    one = torch.ones((), device=weight.codes.device).expand(weight.shape)
+    as_table = weight._replace(levels=weight.levels.double(), form=LevelForm.TABLE)
+    return levels_gradient(one, None, as_table)
+
+
+def _with_gradient(
+    gradient: Tensor, ids: Tensor | None, weight: Stored
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The stored matrix a chunk at a time: which rows, their codes, and their gradients."""
+    rows, columns = matrix_shape(tuple(weight.shape))
+    gradient = gradient.reshape(-1, columns)
+    if ids is not None and (weight.extra[0] or weight.mask is not None):
+        # rows behind the last have a part in them, or some of their weights have none
+        gradient = gradient.new_zeros(rows, columns).index_add_(0, ids.reshape(-1).long(), gradient)
+        ids = None
+    if weight.mask is not None:
+        zero = unpack(weight.mask, 1, gradient.numel()).view(gradient.shape).bool()
+        gradient = gradient.masked_fill(zero, 0.0)
+    extra = None if weight.origins is None else weight.origins.long()
+    origin = torch.arange(rows, device=gradient.device)
+    if extra is not None and weight.extra[0]:
+        origin = torch.cat([origin, extra])
+    done = 0
+    for at, codes in _unpacked(weight, ids):
+        part = gradient[origin[at]] if ids is None else gradient[done : done + len(at)]
+        done += len(at)
+        if extra is not None and weight.extra[1]:
+            # an extra column is added to its origin, and has the gradient of it
+            part = torch.cat([part, part[:, extra]], dim=1)
+        yield at, codes, part
 
 
 def _rows(packed: Tensor, bits: int, groups: Groups, rows: Tensor) -> Tensor:
