@@ -221,7 +221,9 @@ def test_levels_too_small_for_half_precision_are_refused_with_the_way_out(recipe
 
 
 def test_a_float16_weight_that_its_own_grid_would_lose_is_refused() -> None:
-    with pytest.raises(LexibitError, match=r"tiny: its levels, up to .* do not fit float16: choose scheme .kmeans. for it"):
+    with pytest.raises(
+        LexibitError, match=r"tiny: its levels, up to .* do not fit float16: choose scheme .kmeans. for it"
+    ):
         quantize_tensor((matrix(20, 30) * 1e-6).half(), Recipe("lq", 8), name="tiny")
 
 

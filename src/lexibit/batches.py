@@ -10,6 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lexibit.progress import progress_bar
 
+# encoders whose positions are counted from behind the padding index
+_FROM_PADDING = ("roberta", "longformer", "camembert", "mpnet")
 _NO_LIMIT = 1 << 20  # what a tokenizer says if it knows no limit is far above
 
 
@@ -61,8 +63,8 @@ def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int |
     limits = [tokenizer.model_max_length]
     most = getattr(model.config, "max_position_embeddings", None)
     if most is not None:
-        # RoBERTa counts positions from behind the padding index
-        offset = (model.config.pad_token_id or 0) + 1 if "roberta" in model.config.model_type else 0
-        limits.append(most - offset)
+        kind = model.config.model_type
+        counts_from_padding = any(name in kind for name in _FROM_PADDING)
+        limits.append(most - ((model.config.pad_token_id or 0) + 1 if counts_from_padding else 0))
     least = min(limits)
     return least if least < _NO_LIMIT else None

@@ -14,7 +14,7 @@ from lexibit.schemes.line.codes import Floats, floor32, midpoints
 from lexibit.schemes.line.sorted import Sorted, by_chunks
 from lexibit.schemes.uniform import Uniform
 
-_STARTS = 64  # grids tried
+_STARTS = 64  # grids tried up to 6 bits
 _PHASES = 4  # of an affine grid: how often it is moved by a part of its step
 _REFITTED = 4  # of them, the best
 _STEPS = 20  # refits at most; more gain less than a part in five hundred
@@ -27,12 +27,12 @@ class MSE(Uniform):
     The source says: try thresholds up to the largest weight and keep the one whose rounding and clipping
     has the least squared error.
 
-    We chose: 64 grids, and from the best four of them on, in turn, codes for the grid and the grid (its step,
-    and its offset if it is affine) that fits these codes best by least squares, until nothing moves, or 20
-    times. Symmetric grids have 64 thresholds; affine ones have 16 on the way from the median outwards, each
-    in four places, a quarter of a step apart, and begin from the best symmetric grid too, so that they are
-    never worse. With importances the error is weighted. Weights are sorted first, so that all this costs a
-    look-up a level, not a pass over the weights.
+    We chose: 64 grids (fewer above 6 bits), and from the best four of them on, in turn, codes for the grid
+    and the grid (its step, and its offset if it is affine) that fits these codes best by least squares, until
+    nothing moves, or 20 times. Symmetric grids have 64 thresholds; affine ones have 16 on the way from the
+    median outwards, each in four places, a quarter of a step apart, and begin from the best symmetric grid
+    too, so that they are never worse. With importances the error is weighted. Weights are sorted first, so
+    that all this costs a look-up a level, not a pass over the weights.
     """
 
     name: ClassVar[str] = "mse"
@@ -88,8 +88,10 @@ class _Search:
         centre = self.data.centre[:, None] if self.affine else np.zeros_like(first)
         if not self.affine:
             first, last = centre, np.maximum(last, -first)
+        # levels that lie close together leave little to try
+        starts = _STARTS >> max(len(self.rule).bit_length() - 7, 0)
         phases = _PHASES if self.affine else 1
-        for share in np.arange(phases, _STARTS + 1, phases) / _STARTS:
+        for share in np.arange(phases, starts + 1, phases) / starts:
             low = centre + share * (first - centre)
             step = (centre + share * (last - centre) - low) / self.rule[-1]
             for phase in range(phases):

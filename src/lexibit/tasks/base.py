@@ -82,6 +82,11 @@ class Task(ABC):
     metrics: tuple[Metric, ...]
     least: ClassVar[int] = 1
 
+    @property
+    def signature(self) -> str | None:
+        """What else a score depends on, to be told with it."""
+        return None
+
     @abstractmethod
     def read(self, data: Path | None, split: str) -> Examples:
         """All examples of a split.
@@ -198,7 +203,17 @@ class Task(ABC):
 
 
 class Trainable(Task):
-    """A task that a model can be trained on."""
+    """A task that a model can be trained on.
+
+    Attributes:
+        from_nothing: the models of :mod:`lexibit.models` that can be made for it.
+    """
+
+    from_nothing: ClassVar[tuple[str, ...]] = ()
+
+    def texts(self, examples: Examples) -> list[str]:
+        """All text of some examples, of which a model made from nothing learns its words."""
+        raise NotImplementedError(f"no model is made from nothing for {self.name}")
 
     @abstractmethod
     def model(self, folder: Path, examples: Examples) -> PreTrainedModel:

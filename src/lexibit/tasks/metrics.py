@@ -76,6 +76,26 @@ def _mean(column: int) -> Callable[[Outcomes], float]:
     return lambda outcomes: 100 * float(outcomes[:, column].mean()) if len(outcomes) else float("nan")
 
 
+def _bleu(outcomes: Outcomes) -> float:
+    """Corpus BLEU, from 0 to 100."""
+    with needs_extra("tasks"):
+        import sacrebleu
+    length, reference, *counts = outcomes.sum(0).astype(np.int64).tolist()
+    half = len(counts) // 2
+    return float(
+        sacrebleu.BLEU.compute_bleu(
+            counts[:half], counts[half:], length, reference, smooth_method="exp"
+        ).score
+    )
+
+
+def _perplexity(outcomes: Outcomes) -> float:
+    """exp of the negative log-likelihood of a unit; NaN without units."""
+    nats, units = outcomes.sum(0)
+    with np.errstate(over="ignore"):
+        return float(np.exp(nats / units)) if units > 0 else float("nan")
+
+
 # of outcomes (predicted, label)
 ACCURACY = Metric("accuracy x 100", _classified("accuracy_score"))
 # of class 1, the mean over this one class: a prediction that is no class has no place among two
@@ -88,3 +108,9 @@ SPEARMAN = Metric("Spearman x 100", _correlation(spearmanr))
 # of outcomes (exact match, F1) of an answer
 EXACT_MATCH = Metric("exact match x 100", _mean(0))
 ANSWER_F1 = Metric("F1 x 100", _mean(1))
+
+# of outcomes (lengths of translation and reference, n-grams that agree, n-grams)
+BLEU = Metric("sacreBLEU", _bleu)
+
+# of outcomes (negative log-likelihood in nats, how many tokens or words)
+PERPLEXITY = Metric("perplexity", _perplexity, higher=False)

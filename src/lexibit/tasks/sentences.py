@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -128,7 +129,8 @@ class SentenceTask(Trainable):
         tokens = tokenizer(
             *map(list, zip(*texts, strict=True)), truncation=True, max_length=longest(model, tokenizer)
         )
-        names = list(tokens)
+        taken = inspect.signature(model.forward).parameters
+        names = [name for name in tokens if name in taken]
         return [
             {name: tokens[name][index] for name in names} | {"labels": label}
             for index, label in enumerate(labels)

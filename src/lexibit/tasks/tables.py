@@ -1,9 +1,11 @@
-"""Examples in rows: files of the official data sets, a user's own, and the hub's."""
+"""Examples in rows or lines: files of the official data sets, a user's own, and the hub's."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,8 @@ def read(file: Path, *, header: Sequence[str] | None = None, quoted: bool | None
                 rows = json.load(opened)
             else:
                 return _separated(file, list(_lines(opened, file, quoted)), header)
+    except LexibitError:
+        raise
     except (OSError, ValueError, csv.Error) as error:
         raise LexibitError(f"{file}: cannot be read as {file.suffix[1:]} in UTF-8: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -76,6 +80,21 @@ def _separated(file: Path, lines: list[list[str]], header: Sequence[str] | None)
             )
         rows.append(dict(zip(header, line, strict=False)))
     return rows
+
+
+def lines(file: Path) -> list[str]:
+    """The lines of a text file, which may be compressed.
+
+    Raises:
+        LexibitError: it cannot be read.
+    """
+    try:
+        stored = file.read_bytes()
+        text = (gzip.decompress(stored) if file.suffix == ".gz" else stored).decode("utf-8-sig")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise LexibitError(f"{file}: cannot be read as text in UTF-8: {error}") from error
+    # no other of Unicode's line ends ends a line: WikiText has some within, and pairs of files go by lines
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 def from_hub(name: str, subset: str | None, split: str) -> list[Row]:
