@@ -1,6 +1,6 @@
 """lexibit: pre-trained language models in one to eight bits."""
 
-from lexibit import importance
+from lexibit import importance, models
 from lexibit.checkpoint import load, save
 from lexibit.comparison import compare_schemes
 from lexibit.config import LexibitConfig, Recipe
@@ -28,6 +28,7 @@ __all__ = [
     "dequantize",
     "importance",
     "load",
+    "models",
     "quantize",
     "quantize_tensor",
     "save",

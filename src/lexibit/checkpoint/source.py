@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lexibit import format
+from lexibit import format, models
 from lexibit.config import LexibitConfig
 from lexibit.errors import FormatError, LexibitError
 from lexibit.plan import Plan
@@ -113,7 +113,7 @@ def model_class(folder: Path) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
     except (OSError, ValueError, KeyError) as error:
         raise LexibitError(f"{folder}: its config.json cannot be used: {error}") from error
     name = (config.architectures or [""])[0]
-    cls = getattr(transformers, name, None) if name else None
+    cls = getattr(transformers, name, None) or models.CLASSES.get(name) if name else None
     if cls is None:
         raise LexibitError(
             f"{folder}: its config.json names the class {name!r} in 'architectures', which transformers "
@@ -168,6 +168,16 @@ def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer's files."""
     # without them transformers makes up a tokenizer that knows no words
     return any(next(folder.glob(files), None) for files in _TOKENIZER_FILES)
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """The model in a folder, float or quantized, in the class that saved it.
+
+    Raises:
+        LexibitError: it cannot be loaded.
+    """
+    cls, _ = model_class(folder)
+    return _load(cls, folder)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

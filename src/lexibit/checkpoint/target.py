@@ -25,6 +25,8 @@ from lexibit.quantize import quantize
 
 WEIGHTS = "model.safetensors"
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+# What tells of a float model's training, and of nothing else.
+TRAINING = ("training.json", "logs")
 # Sub-folders in which other frameworks' copies of the same weights are published.
 _OTHER_FRAMEWORKS = ("onnx", "openvino", "coreml", "tensorflow", "flax", "rust")
 
@@ -81,7 +83,7 @@ def copy_companions(source: Path, out: Path) -> None:
     """Copy what a model folder holds beside weights and configuration: tokenizer, pooling, ..."""
     for path in sorted(source.rglob("*")):
         inside = path.relative_to(source)
-        if any(part.startswith(".") for part in inside.parts):
+        if any(part.startswith(".") for part in inside.parts) or inside.parts[0] in TRAINING:
             continue
         # weights in a sub-folder (a dense layer after the encoder, say) belong to another module
         is_weights = path.suffix in WEIGHT_FILES or path.name.endswith(".index.json")
