@@ -5,13 +5,17 @@ import os
 # before any test imports huggingface_hub, which reads it once
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import json
+import re
+import sys
+
 import pytest
 import torch
 import transformers
 from hypothesis import settings
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from lexibit import CodebookWeight
+from lexibit import CodebookWeight, cli
 from lexibit.groups import Groups, matrix_shape
 from lexibit.levels import LevelForm
 from lexibit.weight import WeightSpec
@@ -177,3 +181,44 @@ def random_weight():
         )
 
     return make
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """A function that runs the command line: exit code, standard output, standard error."""
+
+    def main(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lexibit", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return main
+
+
+@pytest.fixture
+def run_json(run):
+    """The same for a command that succeeds and prints one JSON document."""
+
+    def main(*arguments):
+        code, out, err = run(*arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    return main
+
+
+@pytest.fixture
+def fails(run):
+    """The same for a command that fails: a single error, no traceback, nothing on standard output."""
+
+    def main(*arguments, code=1):
+        found, out, err = run(*arguments)
+        assert found == code, (out, err)
+        assert out == ""
+        assert "Traceback" not in err
+        return " ".join(re.sub(r"[│╭╮╰╯─]", " ", err).split())
+
+    return main

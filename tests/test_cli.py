@@ -13,50 +13,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lexibit
-from lexibit import LexibitConfig, checkpoint, cli, comparison, demo
+from lexibit import LexibitConfig, checkpoint, comparison, demo
 
-COMMANDS = ["plan", "quantize", "inspect", "compare", "sensitivity", "compare-schemes", "demo"]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """A function that runs the command line: exit code, standard output, standard error."""
-
-    def main(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lexibit", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return main
-
-
-@pytest.fixture
-def run_json(run):
-    """The same for a command that succeeds and prints one JSON document."""
-
-    def main(*arguments):
-        code, out, err = run(*arguments, "--json")
-        assert code == 0, err
-        return json.loads(out)
-
-    return main
-
-
-@pytest.fixture
-def fails(run):
-    """The same for a command that fails: a single error, no traceback, nothing on standard output."""
-
-    def main(*arguments, code=1):
-        found, out, err = run(*arguments)
-        assert found == code, (out, err)
-        assert out == ""
-        assert "Traceback" not in err
-        return " ".join(re.sub(r"[│╭╮╰╯─]", " ", err).split())
-
-    return main
+COMMANDS = [
+    "plan",
+    "quantize",
+    "inspect",
+    "compare",
+    "sensitivity",
+    "compare-schemes",
+    "evaluate",
+    "finetune",
+    "tune",
+    "demo",
+]
 
 
 def as_json(value):

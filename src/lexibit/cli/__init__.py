@@ -14,11 +14,14 @@ from lexibit import __version__
 from lexibit.cli.compare import compare
 from lexibit.cli.compare_schemes import compare_schemes
 from lexibit.cli.demo import demo
+from lexibit.cli.evaluate import evaluate
+from lexibit.cli.finetune import finetune
 from lexibit.cli.inspect import inspect
 from lexibit.cli.plan import plan
 from lexibit.cli.quantize import quantize
 from lexibit.cli.sensitivity import sensitivity
 from lexibit.cli.show import errors
+from lexibit.cli.tune import tune
 from lexibit.errors import LexibitError
 
 _INTERRUPTED = 130
@@ -48,7 +51,18 @@ def _about(
     """Take the options that stand before a command."""
 
 
-for command in (plan, quantize, inspect, compare, sensitivity, compare_schemes, demo):
+for command in (
+    plan,
+    quantize,
+    inspect,
+    compare,
+    sensitivity,
+    compare_schemes,
+    evaluate,
+    finetune,
+    tune,
+    demo,
+):
     app.command()(command)
 
 

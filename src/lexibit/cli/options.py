@@ -34,6 +34,7 @@ _MATCH = "A shell pattern on the weights' names, like '*.query'; may be given mo
 
 
 def _config(
+    context: typer.Context,
     scheme: Annotated[
         str, typer.Option(help=f"How levels are chosen: {', '.join(schemes.names())}.")
     ] = "kmeans",
@@ -86,7 +87,7 @@ def _config(
         scheme=scheme,
         bits=bits,
         groups=groups,
-        options=dict(map(_setting, option or [])),
+        options=settings_by_name(option),
         levels_dtype=levels_dtype,
         importance=importance,
         embeddings=embeddings,
@@ -97,7 +98,13 @@ def _config(
         rules=dict(map(_rule, rule or [])),
         seed=seed,
     )
-    return asked if config is None else _config_in(config)
+    if config is None:
+        return asked
+    typed = [name for name in inspect.signature(_config).parameters if _typed(context, name)]
+    if len(typed) > 1:
+        others = ", ".join(f"--{name.replace('_', '-')}" for name in typed if name != "config")
+        raise LexibitError(f"--config {config} says all: leave {others} out")
+    return _config_in(config)
 
 
 def _typed(context: typer.Context, name: str) -> bool:
@@ -113,6 +120,11 @@ def _config_in(file: Path) -> LexibitConfig:
     if not isinstance(settings, dict):
         raise LexibitError(f'{file}: holds no settings by name, like {{"bits": 3}}')
     return LexibitConfig(**settings)
+
+
+def settings_by_name(texts: list[str] | None) -> dict[str, Any]:
+    """What NAME=VALUE options say."""
+    return dict(map(_setting, texts or []))
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -141,28 +153,33 @@ def _rule(text: str) -> tuple[str, dict[str, Any]]:
     return pattern, rule
 
 
-def takes_config(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options above, and hand it the :class:`LexibitConfig` they make."""
-    options = inspect.signature(_config, eval_str=True).parameters
-    own = inspect.signature(command, eval_str=True)
+def takes(**makers: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of some makers, and hand it what they make under these names."""
 
-    @wraps(command)
-    def wrapper(context: typer.Context, **values: Any) -> None:
-        asked = {name: values.pop(name) for name in options}
-        typed = [name for name in asked if _typed(context, name)]
-        if asked["config"] is not None and len(typed) > 1:
-            others = ", ".join(f"--{name.replace('_', '-')}" for name in typed if name != "config")
-            raise LexibitError(f"--config {asked['config']} says all: leave {others} out")
-        config = _config(**asked)
-        command(config=config, **values)
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True)
+        theirs = {name: inspect.signature(make, eval_str=True).parameters for name, make in makers.items()}
 
-    kept = [parameter for name, parameter in own.parameters.items() if name != "config"]
-    arguments = [p for p in kept if p.default is p.empty]
-    flags = [p for p in kept if p.default is not p.empty]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    context = inspect.Parameter("context", keyword, annotation=typer.Context)
-    merged = [context, *(p.replace(kind=keyword) for p in [*arguments, *options.values(), *flags])]
-    wrapper.__signature__ = own.replace(parameters=merged)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in merged}
-    del wrapper.__wrapped__
-    return wrapper
+        @wraps(command)
+        def wrapper(**values: Any) -> None:
+            made = {}
+            for name, make in makers.items():
+                made[name] = make(**{option: values[option] for option in theirs[name]})
+            kept = {option: value for option, value in values.items() if option in own.parameters}
+            command(**kept | made)
+
+        kept = [parameter for name, parameter in own.parameters.items() if name not in makers]
+        merged = {p.name: p for p in kept if p.default is p.empty}
+        merged |= {option: p for options in theirs.values() for option, p in options.items()}
+        merged |= {p.name: p for p in kept if p.default is not p.empty}
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [parameter.replace(kind=keyword) for parameter in merged.values()]
+        wrapper.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        del wrapper.__wrapped__
+        return wrapper
+
+    return decorate
+
+
+takes_config = takes(config=_config)

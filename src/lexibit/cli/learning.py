@@ -1,0 +1,97 @@
+"""The options that say how a model is trained, the same for ``finetune`` and ``tune``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lexibit import tasks
+from lexibit.cli.options import takes
+from lexibit.cli.show import console, print_json, table
+from lexibit.errors import needs_extra
+from lexibit.tasks import Examples, Trainable
+from lexibit.training import Settings
+
+TaskName = Annotated[str, typer.Option(help=f"The task: {', '.join(tasks.names(tasks.Trainable))}.")]
+Data = Annotated[Path | None, typer.Option(help="The folder with the task's data; the hub if not given.")]
+Out = Annotated[Path, typer.Option(help="The new folder; must not exist yet.")]
+Limit = Annotated[
+    int | None,
+    typer.Option(help="Examples to learn from, and to evaluate on, at most: samples by --seed.", min=1),
+]
+
+
+def _settings(
+    epochs: Annotated[float, typer.Option(help="Passes over the training examples.")] = Settings.epochs,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="At the start; it falls to zero in a line. 5e-5, or the model's own, if not given."
+        ),
+    ] = Settings.learning_rate,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = Settings.batch_size,
+    warmup: Annotated[
+        float, typer.Option(help="Share of all steps in which the learning rate rises first.")
+    ] = Settings.warmup,
+    weight_decay: Annotated[float, typer.Option(help="Of Adam, decoupled.")] = Settings.weight_decay,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = Settings.max_steps,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop after so many epochs without a better score, and keep the best epoch's model."
+        ),
+    ] = Settings.patience,
+    seed: Annotated[int, typer.Option(help="Of everything random, samples included.")] = Settings.seed,
+) -> Settings:
+    return Settings(
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        max_steps=max_steps,
+        patience=patience,
+        seed=seed,
+    )
+
+
+takes_settings = takes(settings=_settings)
+
+
+def examples(task: Trainable, data: Path | None, limit: int | None, seed: int) -> tuple[Examples, Examples]:
+    """What to learn from, and what to evaluate on."""
+    learn, judge = (task.load(data, split, limit=limit, seed=seed) for split in ("train", "dev"))
+    return learn, judge
+
+
+def trainer() -> Any:
+    """The module that trains, which needs an extra's packages.
+
+    Raises:
+        LexibitError: they are not installed.
+    """
+    with needs_extra("tasks"):
+        from lexibit.training import trainer
+    return trainer
+
+
+def show(out: Path, done: Any, json: bool) -> None:
+    """What training gave."""
+    if json:
+        print_json({"out": str(out), **asdict(done)})
+        return
+    console.print(_scores(out, done))
+    again = ", begun by an earlier run" if done.resumed else ""
+    console.print(f"{done.steps} steps{again}; {done.seconds:.1f} s", style="dim", highlight=False)
+
+
+def _scores(out: Path, done: Any) -> Table:
+    shown = table(str(out), "metric", "#score", "#low", "#high", "#examples")
+    for score in done.scores:
+        numbers = [f"{value:.2f}" for value in (score.value, score.low, score.high)]
+        shown.add_row(score.metric, *numbers, str(score.examples))
+    return shown

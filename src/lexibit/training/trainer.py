@@ -1,0 +1,333 @@
+"""Training on a task with transformers' Trainer: float models, and the codebooks of quantized ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.integrations.integration_utils import TensorBoardCallback
+
+from lexibit import tuning
+from lexibit.checkpoint.target import TRAINING, new_folder, save_folder
+from lexibit.errors import LexibitError
+from lexibit.files import write_json
+from lexibit.nn import codebooks
+from lexibit.tasks import Examples, Score, Trainable
+from lexibit.tasks.epochs import EpochCallback, Epochs
+from lexibit.training.settings import Settings
+
+REPORT, LOGS = TRAINING
+_LEVELS = "levels.safetensors"
+_STATE = "trainer_state.json"
+_RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gave.
+
+    Attributes:
+        scores: of the model that was saved, on the evaluation examples.
+        steps: how many steps were made, those before a resumption included.
+        seconds: of this run.
+        resumed: whether it went on from an earlier run's checkpoint.
+    """
+
+    scores: list[Score]
+    steps: int
+    seconds: float
+    resumed: bool
+
+
+def seed(number: int) -> None:
+    """Seed all that fresh heads, dropout and the order of examples are drawn with."""
+    set_seed(number)
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Trainable,
+    examples: Examples,
+    evaluation: Examples,
+    out: Path,
+    settings: Settings | None = None,
+    *,
+    teacher: PreTrainedModel | None = None,
+    progress: bool = True,
+    about: dict[str, Any] | None = None,
+) -> Trained:
+    """Train a model on a task, and save it to a new folder; of a quantized model the codes stay fixed.
+
+    After every epoch the model is evaluated and a checkpoint written to the folder ``OUT.training``, where
+    TensorBoard logs stand too. A run that was killed goes on from the last whole checkpoint when it is
+    started again with the same settings, and ends in the same weights. ``out`` appears when it is whole, with
+    the logs and a report (``training.json``); ``OUT.training`` is then removed.
+
+    Args:
+        model: with the task's head; trained in place.
+        tokenizer: its own.
+        task: what to train on.
+        examples: to learn from.
+        evaluation: to evaluate on.
+        out: the new folder.
+        settings: how.
+        teacher: a float model whose outputs are to be matched as well.
+        progress: whether to draw progress bars on the terminal.
+        about: what the report says beside the settings, like the names of model and task; an earlier run's
+            checkpoints are only gone on from if theirs said the same.
+
+    Raises:
+        LexibitError: a setting that cannot be, ``out`` exists, or checkpoints of another run are in the way.
+    """
+    settings = settings or Settings()
+    if out.exists():
+        raise LexibitError(f"{out}: exists already: choose another folder, or remove it first")
+    if not len(examples):
+        raise LexibitError(f"{task.name}: no examples to learn from")
+    work = out.with_name(out.name + ".training")
+    run = (about or {}) | {"task": task.name, "settings": asdict(settings), "examples": len(examples)}
+    if task.signature:
+        run["signature"] = task.signature
+    checkpoint = _start(work, run)
+    quantized = bool(codebooks(model))
+    start = time.perf_counter()
+    seed(settings.seed)
+    with tuning.trained_levels(model) if quantized else nullcontext():
+        trainer = _Trainer(model, tokenizer, task, examples, evaluation, work, settings, teacher, progress)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    model.train(False)
+    before = time.perf_counter()
+    outcomes = task.outcomes(model, tokenizer, evaluation)
+    scores = task.scores(outcomes, seconds=time.perf_counter() - before, seed=settings.seed)
+    done = Trained(scores, trainer.state.global_step, time.perf_counter() - start, checkpoint is not None)
+    if trainer.is_world_process_zero():
+        with new_folder(out) as staged:
+            save_folder(model, staged)
+            tokenizer.save_pretrained(staged)
+            write_json(staged / REPORT, run | asdict(done) | {"history": trainer.state.log_history})
+            shutil.copytree(work / LOGS, staged / LOGS)
+        shutil.rmtree(work)
+    return done
+
+
+def _start(work: Path, run: dict[str, Any]) -> Path | None:
+    """The checkpoint that a run goes on from, if there is one; else the folder for its own."""
+    said = work / _RUN
+    run = json.loads(json.dumps(run, default=str))
+    if said.exists():
+        before = json.loads(said.read_text(encoding="utf-8"))
+        for name in run.keys() | before.keys():
+            if run.get(name) != before.get(name):
+                raise LexibitError(
+                    f"{work}: holds checkpoints of a run with another {name} ({before.get(name)}, now "
+                    f"{run.get(name)}): go on with what it had, or remove the folder to start afresh"
+                )
+    else:
+        if work.exists() and any(work.iterdir()):
+            raise LexibitError(f"{work}: is in the way of checkpoints: remove it, or choose another folder")
+        work.mkdir(parents=True, exist_ok=True)
+        said.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+    whole: list[tuple[int, Path]] = []
+    for folder in work.glob("checkpoint-*"):
+        # the Trainer writes its state last
+        if (folder / _STATE).is_file() and _is_json(folder / _STATE):
+            whole.append((int(folder.name.rpartition("-")[2]), folder))
+        else:
+            shutil.rmtree(folder)
+    return max(whole)[1] if whole else None
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+class _Trainer(Trainer):
+    """transformers' Trainer, with a task's features and scores, and levels that learn faster."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Trainable,
+        examples: Examples,
+        evaluation: Examples,
+        work: Path,
+        settings: Settings,
+        teacher: PreTrainedModel | None,
+        progress: bool,
+    ) -> None:
+        self.task, self.settings, self.examples = task, settings, evaluation
+        self.trained, self.tokenizer = model, tokenizer
+        self.teacher = None if teacher is None else teacher.train(False)
+        features = task.features(model, tokenizer, examples)
+        ordered = getattr(features, "ordered", False)
+        first = task.metrics[0]
+        # a model may bring its own recipe
+        own = dict(getattr(model, "training_arguments", {}))
+        rate = own.pop("learning_rate", 5e-5) if settings.learning_rate is None else settings.learning_rate
+        groups = tuning.parameter_groups(model, rate, factor=settings.levels_factor)
+        optimizer: torch.optim.Optimizer
+        scheduler = None
+        callbacks: list[Any] = [
+            TensorBoardCallback(SummaryWriter(str(work / LOGS)))  # type: ignore[no-untyped-call]
+        ]
+        if setup := getattr(model, "training_setup", None):
+            optimizer, scheduler, more = setup(rate, parameters=groups)
+            callbacks += more
+        else:
+            for group in groups:
+                # levels do not decay
+                group["weight_decay"] = settings.weight_decay if group["lr"] == rate else 0.0
+            optimizer = torch.optim.AdamW(groups, lr=rate)
+        if isinstance(features, Epochs):
+            callbacks.append(EpochCallback(features))
+        if settings.patience is not None:
+            callbacks.append(EarlyStoppingCallback(settings.patience))
+        cuda = torch.cuda.is_available()
+        half = cuda and torch.cuda.is_bf16_supported()
+        arguments = TrainingArguments(
+            output_dir=str(work),
+            num_train_epochs=settings.epochs,
+            max_steps=settings.max_steps or -1,
+            learning_rate=rate,
+            per_device_train_batch_size=1 if ordered else settings.batch_size,
+            train_sampling_strategy="sequential" if ordered else "random",
+            warmup_steps=settings.warmup,
+            max_grad_norm=own.get("max_grad_norm", 1.0),
+            lr_scheduler_type="linear",
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            save_total_limit=2,
+            load_best_model_at_end=settings.patience is not None,
+            metric_for_best_model=_key(first.name),
+            greater_is_better=first.higher,
+            bf16=half,
+            fp16=cuda and not half,
+            seed=settings.seed,
+            data_seed=settings.seed,
+            remove_unused_columns=False,
+            restore_callback_states_from_checkpoint=True,
+            report_to="none",
+            logging_steps=20,
+            disable_tqdm=not progress,
+            dataloader_pin_memory=cuda,
+        )
+        super().__init__(
+            model=model,
+            args=arguments,
+            data_collator=cast(Any, task.collate(model, tokenizer)),
+            train_dataset=features,
+            eval_dataset=evaluation,
+            callbacks=callbacks,
+            optimizers=(optimizer, scheduler),
+        )
+        # without bars it prints to standard output, which is the command's own
+        self.remove_callback(PrinterCallback)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The task's loss, and with a teacher its share of the distance to the teacher's outputs."""
+        outputs = model(**inputs)
+        loss = outputs.loss
+        if self.teacher is not None:
+            with torch.no_grad():
+                theirs = self.teacher(**inputs)
+            distance = _distance(outputs, theirs, inputs, self.settings.temperature)
+            loss = (1 - self.settings.distill) * loss + self.settings.distill * distance
+        if not torch.isfinite(loss.detach()):
+            raise LexibitError(
+                f"{self.task.name}: the loss became {loss.item()} in step {self.state.global_step}: lower "
+                "the learning rate, or look at the data"
+            )
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """The task's metrics on the evaluation examples."""
+        outcomes = self.task.outcomes(self.trained, self.tokenizer, self.examples)
+        found = {f"{metric_key_prefix}_{_key(m.name)}": float(m.of(outcomes)) for m in self.task.metrics}
+        self.log(dict(found))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if weights := codebooks(self.trained):
+            # what is stored of levels may be rounded, and a resumed run would not be the same
+            levels = {name: weight.levels.detach().contiguous() for name, weight in weights.items()}
+            save_file(levels, Path(output_dir or self.args.output_dir or "") / _LEVELS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_levels(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_levels(str(self.state.best_model_checkpoint))
+
+    def _load_levels(self, checkpoint: str) -> None:
+        if weights := codebooks(self.trained):
+            levels = load_file(Path(checkpoint) / _LEVELS)
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    weight.levels.copy_(levels[name])
+
+
+def _key(metric: str) -> str:
+    """A metric's name in logs."""
+    return metric.removesuffix(" x 100").lower().replace(" ", "_")
+
+
+def _distance(ours: Any, theirs: Any, inputs: dict[str, Any], temperature: float) -> Tensor:
+    """How far outputs are from a teacher's: the divergence of classes, or the squared error of one number.
+
+    Classes (Hinton et al. 2015): ``T^2 KL(softmax(theirs / T) || softmax(ours / T))``, the mean over what
+    the model was asked.
+    """
+    total: list[Tensor] = []
+    for kind in ("logits", "start_logits", "end_logits"):
+        a, b = getattr(ours, kind, None), getattr(theirs, kind, None)
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+            continue
+        if a.shape != b.shape:
+            raise LexibitError(
+                f"the teacher's {kind} are {list(b.shape)}, the model's {list(a.shape)}: give a teacher of "
+                "the same task and vocabulary"
+            )
+        if a.dim() == 3:
+            labels = inputs.get("labels")
+            asked = labels != -100 if labels is not None and labels.shape == a.shape[:2] else None
+            asked = inputs["attention_mask"].bool() if asked is None else asked
+            a, b = a[asked], b[asked]
+        if a.shape[-1] == 1:
+            total.append(F.mse_loss(a, b))
+            continue
+        a, b = (F.log_softmax(logits.float() / temperature, -1) for logits in (a, b))
+        total.append(F.kl_div(a, b, reduction="batchmean", log_target=True) * temperature**2)
+    if not total:
+        raise LexibitError(f"{type(ours).__name__} holds no logits to match to a teacher's")
+    return torch.stack(total).mean()

@@ -1,0 +1,266 @@
+"""Training on small data of known answers: that it learns, resumes, and leaves what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from lexibit import LexibitConfig, LexibitError, checkpoint, quantize, tasks
+from lexibit.nn import codebooks
+from lexibit.training import Settings
+from lexibit.training.trainer import _distance, seed, train
+
+FAST = Settings(epochs=6, learning_rate=3e-3, batch_size=16)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def write(folder: Path, count: int = 160, heldout: int = 60) -> Path:
+    """Texts of which those that hold the word w7 are 'yes', the others 'no'."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, number in (("train", count), ("dev", heldout)):
+        lines = ["label\ttext"]
+        for index in range(number):
+            words = [f"w{word}" for word in rng.integers(10, 97, rng.integers(3, 7))]
+            if index % 2:
+                words[int(rng.integers(len(words)))] = "w7"
+            lines.append(f"{'yes' if index % 2 else 'no'}\t{' '.join(words)}")
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, tiny_tokenizer: Any) -> Path:
+    """A tiny encoder with the weights that training begins with."""
+    folder = tmp_path_factory.mktemp("untrained")
+    torch.manual_seed(0)
+    transformers.BertModel(tiny_model("bert").config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, untrained: Path, data: Path) -> Path:
+    """What it learns to be."""
+    out = tmp_path_factory.mktemp("trained") / "out"
+    Run(untrained, data).train(out, about={"model": "tiny"})
+    return out
+
+
+class Run:
+    """A model, its tokenizer, and what it learns."""
+
+    def __init__(self, folder: Path, data: Path, config: LexibitConfig | None = None) -> None:
+        self.task = tasks.trainable("classification")
+        self.learn, self.judge = self.task.load(data, "train"), self.task.load(data, "dev")
+        self.tokenizer: PreTrainedTokenizerBase = checkpoint.load_tokenizer(folder)
+        seed(0)
+        self.model: PreTrainedModel = self.task.model(folder, self.learn)
+        if config is not None:
+            quantize(self.model, config, progress=False)
+
+    def train(self, out: Path, settings: Settings = FAST, **more: Any) -> Any:
+        return train(
+            self.model,
+            self.tokenizer,
+            self.task,
+            self.learn,
+            self.judge,
+            out,
+            settings,
+            progress=False,
+            **more,
+        )
+
+
+def test_a_float_model_learns_and_is_saved_with_its_report(
+    untrained: Path, trained: Path, data: Path
+) -> None:
+    run = Run(untrained, data)
+    before = run.task.scores(run.task.outcomes(run.model, run.tokenizer, run.judge))
+    assert before[0].value < 70
+    report = json.loads((trained / "training.json").read_text())
+    assert (report["model"], report["task"], report["settings"]["epochs"]) == ("tiny", "classification", 6)
+    assert (report["steps"], report["resumed"]) == (60, False)
+    assert report["scores"][0]["value"] > 90
+    assert len([entry for entry in report["history"] if "eval_accuracy" in entry]) == 6
+    assert list((trained / "logs").iterdir())
+    assert not trained.with_name("out.training").exists()
+    loaded = checkpoint.load_model(trained)
+    assert loaded.config.id2label == {0: "no", 1: "yes"}
+    again = run.task.outcomes(loaded, checkpoint.load_tokenizer(trained), run.judge)
+    assert run.task.scores(again)[0].value == report["scores"][0]["value"]
+
+
+def test_tuning_makes_a_broken_quantized_model_good_again_and_no_larger(
+    trained: Path, data: Path, tmp_path: Path
+) -> None:
+    run = Run(trained, data, LexibitConfig("linear", 1, levels_dtype="float16"))
+    run.model.save_pretrained(tmp_path / "before")
+    codes = {name: weight.codes.clone() for name, weight in codebooks(run.model).items()}
+    before = run.task.scores(run.task.outcomes(run.model, run.tokenizer, run.judge))[0]
+    done = run.train(tmp_path / "tuned", Settings(epochs=4, learning_rate=1e-3, batch_size=16))
+    assert before.value < 75
+    assert done.scores[0].value > 90
+    loaded = checkpoint.load_quantized(tmp_path / "tuned")
+    assert all(torch.equal(weight.codes, codes[name]) for name, weight in codebooks(loaded).items())
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("before", "tuned")]
+    assert sizes[0] == sizes[1]
+    again = run.task.outcomes(loaded, run.tokenizer, run.judge)
+    assert run.task.scores(again)[0].value == done.scores[0].value
+
+
+def test_patience_stops_early_and_keeps_the_best_epochs_model(
+    untrained: Path, data: Path, tmp_path: Path
+) -> None:
+    run = Run(untrained, data)
+    done = run.train(tmp_path / "out", Settings(epochs=12, learning_rate=5e-3, batch_size=16, patience=2))
+    history = json.loads((tmp_path / "out" / "training.json").read_text())["history"]
+    scores = [entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry]
+    assert len(scores) < 12
+    assert max(scores[-2:]) <= max(scores[:-2])
+    assert done.scores[0].value == max(scores)
+
+
+def test_a_teacher_is_matched(trained: Path, data: Path, tmp_path: Path) -> None:
+    teacher = checkpoint.load_float(trained)
+    far = []
+    for distill in (0.0, 1.0):
+        run = Run(trained, data, LexibitConfig("linear", 1))
+        settings = Settings(epochs=2, learning_rate=1e-3, batch_size=16, distill=distill)
+        run.train(tmp_path / f"out{distill}", settings, teacher=teacher)
+        inputs = run.tokenizer([example.texts[0] for example in run.judge], padding=True, return_tensors="pt")
+        with torch.inference_mode():
+            ours = run.model(inputs["input_ids"], inputs["attention_mask"]).logits
+            theirs = teacher(inputs["input_ids"], inputs["attention_mask"]).logits
+        far.append(float((ours - theirs).square().mean()))
+    assert far[1] < far[0]
+
+
+def test_the_distance_to_a_teacher_is_the_divergence_of_classes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(5, 3, generator=generator), torch.randn(5, 3, generator=generator)
+    ours, theirs = SequenceClassifierOutput(logits=a), SequenceClassifierOutput(logits=b)
+    p, q = (b / 2).softmax(-1), (a / 2).softmax(-1)
+    expected = 4 * (p * (p.log() - q.log())).sum(-1).mean()
+    torch.testing.assert_close(_distance(ours, theirs, {}, 2.0), expected)
+    assert _distance(ours, ours, {}, 1.0).abs() < 1e-6
+    one, other = SequenceClassifierOutput(logits=a[:, :1]), SequenceClassifierOutput(logits=b[:, :1])
+    torch.testing.assert_close(_distance(one, other, {}, 1.0), F.mse_loss(a[:, :1], b[:, :1]))
+    with pytest.raises(LexibitError, match="give a teacher of the same task"):
+        _distance(ours, one, {}, 1.0)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("command", ["finetune", "tune"])
+def test_a_run_that_was_killed_ends_in_the_bytes_of_one_that_was_not(
+    untrained: Path, trained: Path, data: Path, tmp_path: Path, command: str
+) -> None:
+    source = untrained
+    if command == "tune":
+        source = tmp_path / "packed"
+        # levels that are stored with less than they are trained with
+        config = LexibitConfig("kmeans", 2, levels_dtype="float16")
+        checkpoint.quantize_to(trained, source, config, progress=False)
+    line = [sys.executable, "-m", "lexibit", command, str(source), "--task", "classification", "--json"]
+    line += ["--data", str(data), "--epochs", "3", "--learning-rate", "1e-3", "--batch-size", "16"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    subprocess.run([*line, "--out", unbroken], check=True, env=environment, capture_output=True)
+    killed = subprocess.Popen([*line, "--out", broken], env=environment, stdout=subprocess.DEVNULL)
+    work = tmp_path / "broken.training"
+    deadline = time.monotonic() + 300
+    while not list(work.glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+        assert killed.poll() is None, "it ended before it could be killed"
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not broken.exists()
+    first = min(work.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    # as if it had been killed in the middle of its second checkpoint
+    for later in work.glob("checkpoint-*"):
+        if later != first:
+            shutil.rmtree(later)
+    shutil.copytree(first, work / "checkpoint-20")
+    (work / "checkpoint-20" / "trainer_state.json").unlink()
+    done = subprocess.run([*line, "--out", broken], check=True, env=environment, capture_output=True)
+    result = json.loads(done.stdout)
+    assert result["resumed"] is True
+    assert result["steps"] == 30
+    assert weights(broken) == weights(unbroken)
+    assert not work.exists()
+
+
+def test_checkpoints_of_another_run_are_not_gone_on_from(untrained: Path, data: Path, tmp_path: Path) -> None:
+    work = tmp_path / "out.training"
+    work.mkdir()
+    (work / "mine.txt").write_text("not to be lost")
+    with pytest.raises(LexibitError, match=r"out\.training: is in the way of checkpoints"):
+        Run(untrained, data).train(tmp_path / "out")
+    assert (work / "mine.txt").exists()
+    (work / "mine.txt").unlink()
+    run = {"task": "classification", "settings": {"seed": 5}, "examples": 160}
+    (work / "run.json").write_text(json.dumps(run))
+    with pytest.raises(LexibitError, match="holds checkpoints of a run with another settings"):
+        Run(untrained, data).train(tmp_path / "out")
+
+
+def test_what_cannot_be_trained_is_refused(untrained: Path, data: Path, tmp_path: Path) -> None:
+    run = Run(untrained, data)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(LexibitError, match="exists already"):
+        run.train(tmp_path / "there")
+    run.learn = []
+    with pytest.raises(LexibitError, match="no examples to learn from"):
+        run.train(tmp_path / "out")
+    run = Run(untrained, data)
+    with pytest.raises(LexibitError, match=r"the loss became nan in step \d+: lower the learning rate"):
+        run.train(tmp_path / "out", Settings(epochs=3, learning_rate=1e30))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"epochs": -1}, "epochs must be 0 or more"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"warmup": 2}, "warmup must be from 0 to 1"),
+        ({"patience": 0}, "patience must be 1 or more"),
+        ({"distill": float("nan")}, "distill must be from 0 to 1"),
+        ({"learning_rate": -1e-3}, "learning_rate must be 0 or more"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(LexibitError, match=said):
+        Settings(**settings)
