@@ -114,10 +114,6 @@ def test_options_of_a_rule_add_to_those_before() -> None:
 def test_a_rule_whose_scheme_does_not_weigh_drops_the_importance_so_far() -> None:
     rules = {"*.query": {"scheme": "mse", "importance": "E=1"}, "*.0.*": {"scheme": "kl"}}
     assert LexibitConfig(rules=rules).recipe("*.query", "*.0.*").importance is None
-    config = LexibitConfig(
-        "ocs", options={"clip": "mse"}, importance="E=1", rules={"*.key": {"options": {"clip": "max"}}}
-    )
-    assert (config.recipe().importance, config.recipe("*.key").importance) == ("E=1", None)
 
 
 def test_a_fault_of_a_rule_names_it() -> None:

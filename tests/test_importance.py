@@ -259,8 +259,13 @@ def test_rules_give_every_layer_its_own_importance() -> None:
     # a rule that takes away what made the scheme weigh does not take the importance away in silence
     with pytest.raises(LexibitError, match="'ocs' does not use importances"):
         LexibitConfig(
-            "ocs", options={"clip": "mse"}, importance="E=1", rules={"a": {"options": {"ratio": 0.1}}}
+            "ocs", options={"clip": "mse"}, importance="E=1", rules={"a": {"options": {"clip": "max"}}}
         )
+    kept = LexibitConfig(
+        "ocs", options={"clip": "mse"}, importance="E=1", rules={"a": {"options": {"ratio": 0.1}}}
+    )
+    assert kept.recipe("a").options == {"clip": "mse", "ratio": 0.1}
+    assert kept.recipe("a").importance == "E=1"
 
 
 # tensors of the user's -------------------------------------------------------------------------------

@@ -163,21 +163,24 @@ class LexibitConfig(QuantizationConfigMixin):
     def recipe(self, *rules: str) -> Recipe:
         """The recipe that the named rules, in their order, make of the defaults.
 
-        A rule's options add to those given so far, which a rule for another scheme drops first. A rule whose
-        scheme does not weigh errors drops the importance given so far.
+        A rule's options add to those given so far, which a rule for another scheme drops first. An importance
+        is dropped if a later rule chose another scheme, which does not weigh errors.
 
         Raises:
             LexibitError: they make no recipe.
         """
         values = {name: getattr(self, name) for name in _RECIPE}
-        for pattern in rules:
+        weighed = chosen = -1  # which rule named the importance, and which the scheme
+        for number, pattern in enumerate(rules):
             rule = self.rules[pattern]
             other = rule.get("scheme", values["scheme"]) != values["scheme"]
             before = {} if other else values["options"]
             values |= rule
             values["options"] = before | _settings("options", rule.get("options"))
-            if "importance" not in rule and rule.keys() & {"scheme", "options"} and not _weighs(**values):
-                values["importance"] = None
+            weighed = number if "importance" in rule else weighed
+            chosen = number if other else chosen
+        if chosen > weighed and not _weighs(**values):
+            values["importance"] = None
         try:
             return Recipe(**values)
         except LexibitError as error:
