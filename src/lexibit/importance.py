@@ -36,9 +36,6 @@ from lexibit.progress import progress_bar
 
 Tensors = Mapping[str, Tensor]
 
-# beyond these, sums of importances leave float32's range
-_TINY, _HUGE = 1e-20, 1e20
-
 
 @dataclass(frozen=True)
 class Magnitude:
@@ -218,10 +215,8 @@ def checked(name: str, shape: tuple[int, ...], importance: Tensor) -> Tensor:
             f"{name}: its importance is all zero, so that no error would count: leave the weight out of the "
             "importances to have its errors count alike"
         )
-    if not _TINY < high < _HUGE:
-        # only their ratios count: bring them into the middle of float32's range
-        values = values.double() / high.double()
-    return values.float()
+    # only their ratios count: the largest is 1, whatever the scale they came in
+    return (values.double() / high.double()).float()
 
 
 def _extent(values: Tensor) -> str:
