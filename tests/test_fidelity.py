@@ -177,7 +177,7 @@ def test_outputs_that_cannot_be_compared_are_refused():
         ids = torch.ones(len(texts), 2, dtype=torch.long)
         return BatchEncoding({"input_ids": ids, "attention_mask": ids})
 
-    tokenizer.pad_token = "[PAD]"
+    tokenizer.pad_token, tokenizer.model_max_length = "[PAD]", 10
     with pytest.raises(LexibitError, match="no logits or hidden states"):
         output_fidelity(Silent(), Silent(), tokenizer, ["w5"])
 

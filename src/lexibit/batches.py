@@ -39,7 +39,7 @@ def batches(
     """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    taken = inspect.signature(model.forward).parameters
+    taken = {"input_ids", "attention_mask", *inspect.signature(model.forward).parameters}
     limit = longest(model, tokenizer)
     if max_length is not None:
         limit = min(max_length, limit or max_length)
