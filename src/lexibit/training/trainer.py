@@ -245,6 +245,8 @@ class _Trainer(Trainer):
             callbacks=callbacks,
             optimizers=(optimizer, scheduler),
         )
+        if self.teacher is not None:
+            self.teacher.to(self.args.device)
         # without bars it prints to standard output, which is the command's own
         self.remove_callback(PrinterCallback)
 
@@ -321,8 +323,9 @@ def _distance(ours: Any, theirs: Any, inputs: dict[str, Any], temperature: float
         if a.dim() == 3:
             labels = inputs.get("labels")
             asked = labels != -100 if labels is not None and labels.shape == a.shape[:2] else None
-            asked = inputs["attention_mask"].bool() if asked is None else asked
-            a, b = a[asked], b[asked]
+            if asked is None and "attention_mask" in inputs:
+                asked = inputs["attention_mask"].bool()
+            a, b = (x.flatten(0, 1) if asked is None else x[asked] for x in (a, b))
         if a.shape[-1] == 1:
             total.append(F.mse_loss(a, b))
             continue
