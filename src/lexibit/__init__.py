@@ -1,6 +1,6 @@
 """lexibit: pre-trained language models in one to eight bits."""
 
-from lexibit import importance, models
+from lexibit import evaluation, importance, models, tuning
 from lexibit.checkpoint import load, save
 from lexibit.comparison import compare_schemes
 from lexibit.config import LexibitConfig, Recipe
@@ -26,6 +26,7 @@ __all__ = [
     "Reference",
     "compare_schemes",
     "dequantize",
+    "evaluation",
     "importance",
     "load",
     "models",
@@ -33,4 +34,5 @@ __all__ = [
     "quantize_tensor",
     "save",
     "sensitivity",
+    "tuning",
 ]

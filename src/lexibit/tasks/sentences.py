@@ -140,6 +140,8 @@ class SentenceTask(Trainable):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> Callable[[list[Features]], Mapping[str, Tensor]]:
         """Padding to the longest; see :meth:`Trainable.collate`."""
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
         return DataCollatorWithPadding(tokenizer)
 
     def outcomes(
