@@ -6,91 +6,89 @@ r"""The first paper's experiment on your model: fine-tune, quantize, tune the co
 For every task a float model is fine-tuned; for every scheme and width it is quantized, evaluated, its
 codebooks tuned, and evaluated again (Zhao et al. 2020, Tables 1 and 2). Every step is a command of lexibit
 whose result stays in the folder of runs: what is there is not done again, so that a run that was stopped goes
-on. Settings of single tasks: ``--epochs sst-2=1,mrpc=4``, ``--limit sst-2=10000``.
+on. Settings of single tasks: ``--epochs sst-2=1,mrpc=4``, ``--limit sst-2=10000`` (examples to learn from),
+``--tune-limit``, ``--evaluate-limit``; of all: ``--tune "--learning-rate 2e-4"``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from runs import by_name, command, kept, lexibit, megabytes, numbers, scores
+
 SCHEMES = {"linear": ["--scheme", "linear"], "k-means": ["--scheme", "kmeans", "--option", "init=k-means++"]}
 
-
-def lexibit(*arguments: object) -> None:
-    line = [sys.executable, "-m", "lexibit", *map(str, arguments)]
-    print("$ lexibit", *arguments, flush=True)
-    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+Scores = list[dict[str, Any]]
 
 
-def names(text: str) -> list[str]:
-    return text.split(",")
+def limit(limits: dict[str, int], task: str) -> list[object]:
+    return ["--limit", limits[task]] if task in limits else []
 
 
-def numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
-def each(text: str, kind: type) -> dict[str, Any]:
-    """``a=1,b=2`` as a dictionary."""
-    return {name: kind(value) for name, value in (part.split("=") for part in text.split(",") if part)}
-
-
-def scores(model: Path, task: str, common: list[object], seed: int) -> list[dict[str, Any]]:
-    """A model's scores, evaluated once."""
-    file = model.with_suffix(".json")
-    if not file.exists():
-        lexibit("evaluate", model, "--task", task, *common, "--seed", seed, "--out", file)
-    (found,) = json.loads(file.read_text())["scores"].values()
-    return list(found)
-
-
-def one(args: argparse.Namespace, task: str, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """All scores on a task, by what was measured."""
+def one(args: argparse.Namespace, task: str, seed: int) -> dict[str, tuple[float, Scores]]:
+    """Of every model for a task: megabytes and scores."""
     folder = args.work / f"{task}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     data: list[object] = ["--data", args.data] if args.data else []
-    learning = [*data, "--epochs", args.epochs.get(task, 3), "--seed", seed]
-    learning += ["--limit", args.limit[task]] if task in args.limit else []
+    shared = [*data, "--task", task, "--seed", seed]
+    judging = [*data, *limit(args.evaluate_limit, task)]
+    found = {}
+
+    def measure(line: str, model: Path) -> None:
+        found[line] = (megabytes(model), scores(model, task, judging))
+        print(f"{task}, seed {seed}: {line}: {found[line][1][0]['value']}", flush=True)
+
     floats = folder / "float"
     if not floats.exists():
-        lexibit("finetune", args.model, "--task", task, "--out", floats, *learning)
-    found = {"float32": scores(floats, task, data, seed)}
-    for name, options in SCHEMES.items():
-        for bits in args.bits:
+        epochs = args.epochs.get(task, 3)
+        training = ["--epochs", epochs, *limit(args.limit, task), *args.finetune]
+        lexibit("finetune", args.model, *shared, "--out", floats, *training)
+    measure("float32", floats)
+    for bits in args.bits:
+        for name, options in SCHEMES.items():
             before, after = (folder / f"{name}-{bits}{tuned}" for tuned in ("", "-tuned"))
             if not before.exists():
                 lexibit("quantize", floats, before, "--bits", bits, "--seed", seed, *options)
+            measure(f"{name}, {bits} bits", before)
             if not after.exists():
-                tuning = [*learning, "--epochs", args.tune_epochs.get(task, 1)]
-                lexibit("tune", before, "--task", task, "--out", after, *tuning)
-            found[f"{name}, {bits}"] = scores(before, task, data, seed)
-            found[f"{name}, {bits}, tuned"] = scores(after, task, data, seed)
+                tuning = ["--epochs", 1, *limit(args.tune_limit, task), *args.tune]
+                lexibit("tune", before, *shared, "--out", after, *tuning)
+            measure(f"{name}, {bits} bits, tuned", after)
     return found
 
 
-def table(args: argparse.Namespace, results: dict[tuple[str, int], dict[str, list[dict[str, Any]]]]) -> str:
-    """Means over the seeds, the spread over seeds in brackets, and the mean of the tasks' first metrics."""
-    rows = ["| model | " + " | ".join(args.tasks) + " | mean | of float32 |\n"]
-    rows.append("|---" * (len(args.tasks) + 3) + "|\n")
-    first = next(iter(results.values()))
-    base = None
-    for line in first:
+def table(args: argparse.Namespace, results: dict[tuple[str, int], dict[str, tuple[float, Scores]]]) -> str:
+    """Means over the seeds, with the spread over seeds, or of one seed the bootstrap's interval, in brackets.
+
+    The last column is the mean over the tasks of the share of float32's first metric that is left.
+    """
+    columns = ["model", "MB", *args.tasks, "mean", "of float32"]
+    rows = ["| " + " | ".join(columns) + " |\n", "|---" * len(columns) + "|\n"]
+    first = results[args.tasks[0], args.seeds[0]]
+    floats: list[float] = []
+    for line, (size, _) in first.items():
         cells, means = [], []
         for task in args.tasks:
-            values = [results[task, seed][line][0]["value"] for seed in args.seeds]
-            # a constant prediction has no correlation: it is worth nothing
-            values = [0.0 if value is None else value for value in values]
-            means.append(mean(values))
-            spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+            here = [results[task, seed][line][1][0] for seed in args.seeds]
+            values = [score["value"] or 0.0 for score in here]
+            low, high = (here[0]["low"], here[0]["high"]) if len(here) == 1 else (min(values), max(values))
+            spread = "" if low is None or high is None else f" ({low:.1f} to {high:.1f})"
             cells.append(f"{mean(values):.2f}{spread}")
-        base = mean(means) if base is None else base
-        rows.append(f"| {line} | {' | '.join(cells)} | {mean(means):.2f} | {mean(means) / base:.1%} |\n")
+            means.append(mean(values))
+        floats = floats or means
+        if len(args.tasks) == 1:
+            (task,) = args.tasks
+            share = mean(
+                kept(results[task, seed][line][1][0], results[task, seed]["float32"][1][0])
+                for seed in args.seeds
+            )
+        else:
+            share = mean(means) / mean(floats)
+        rows.append(f"| {line} | {size:.1f} | {' | '.join(cells)} | {mean(means):.2f} | {share:.1%} |\n")
     return "".join(rows)
 
 
@@ -105,18 +103,21 @@ def main() -> None:
     parser.add_argument(
         "--tasks", type=lambda text: text.split(","), default=["cola", "rte", "mrpc", "sts-b"]
     )
-    parser.add_argument("--bits", type=lambda text: list(map(int, text.split(","))), default=[1, 2, 3, 4, 5])
-    parser.add_argument("--seeds", type=lambda text: list(map(int, text.split(","))), default=[0])
-    parser.add_argument("--epochs", type=lambda text: each(text, float), default={})
-    parser.add_argument("--tune-epochs", type=lambda text: each(text, float), default={})
-    parser.add_argument("--limit", type=lambda text: each(text, int), default={})
+    parser.add_argument("--bits", type=numbers, default=[1, 2, 3, 4, 5])
+    parser.add_argument("--seeds", type=numbers, default=[0])
+    parser.add_argument("--epochs", type=by_name(float), default={}, help="of fine-tuning, 3 if not given")
+    parser.add_argument("--finetune", type=shlex.split, default=[], help="more options of lexibit finetune")
+    parser.add_argument("--tune", type=shlex.split, default=[], help="more options of lexibit tune")
+    for name in ("limit", "tune-limit", "evaluate-limit"):
+        parser.add_argument(f"--{name}", type=by_name(int), default={})
     args = parser.parse_args()
     results = {(task, seed): one(args, task, seed) for task in args.tasks for seed in args.seeds}
-    metrics = ", ".join(
-        f"{task}: {results[task, args.seeds[0]]['float32'][0]['metric']}" for task in args.tasks
+    of = {task: results[task, args.seeds[0]]["float32"][1][0] for task in args.tasks}
+    metrics = ", ".join(f"{task}: {score['metric']} ({score['examples']})" for task, score in of.items())
+    head = (
+        f"# k-means against linear\n\n`{command('kmeans_vs_linear.py')}`\n\n"
+        f"Metric (examples evaluated): {metrics}.\n\n"
     )
-    command = " ".join(sys.argv[1:])
-    head = f"# k-means against linear\n\n`python examples/kmeans_vs_linear.py {command}`\n\n{metrics}.\n\n"
     args.out.write_text(head + table(args, results), encoding="utf-8")
 
 

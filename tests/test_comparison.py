@@ -240,7 +240,7 @@ def test_an_importance_that_is_wrong_or_not_used_is_refused(tmp_path: Path) -> N
         compare_schemes(wide(), importance=file, progress=False)
     with pytest.raises(LexibitError, match="'lq' does not use importances"):
         compare_schemes(wide(), schemes=["lq"], importance="E=1", progress=False)
-    with pytest.raises(LexibitError, match="unknown setting of importance"):
+    with pytest.raises(LexibitError, match="unknown importance setting"):
         compare_schemes(wide(), importance="nonsense", progress=False)
     with pytest.raises(
         LexibitError, match="a mask takes a bit a weight, which an equal budget does not have"

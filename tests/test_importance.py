@@ -203,8 +203,8 @@ def test_a_spelling_has_a_meaning(text: str, meaning: object) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("e=1", "unknown setting of importance 'e=1' 'e'.*known: C, E, FILE.safetensors, P, mask"),
-        ("", "unknown setting"),
+        ("e=1", "unknown importance setting 'e'.*known: C, E, FILE.safetensors, P, mask"),
+        ("", "unknown importance setting"),
         ("E", "write E=NUMBER"),
         ("E=x", "write E=NUMBER"),
         ("E=-1", "E must be 0 or more, not -1"),
@@ -213,7 +213,7 @@ def test_a_spelling_has_a_meaning(text: str, meaning: object) -> None:
         ("C=1.1", "C must be 0 to 1, not 1.1"),
         ("P=1", "P must be 0 to less than 1, not 1"),
         ("mask", "mask stores what P prunes, and P is 0"),
-        ("fisher.pt", "unknown setting"),
+        ("fisher.pt", "unknown importance setting"),
         ("E=1,E=2", "E is given twice"),
         ("P=0.1,mask=1", "write mask alone, without '='"),
     ],

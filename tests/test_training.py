@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,9 @@ def test_a_run_that_was_killed_ends_in_the_bytes_of_one_that_was_not(
     assert not work.exists()
 
 
-def test_checkpoints_of_another_run_are_not_gone_on_from(untrained: Path, data: Path, tmp_path: Path) -> None:
+def test_checkpoints_of_another_run_are_not_gone_on_from(
+    untrained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     work = tmp_path / "out.training"
     work.mkdir()
     (work / "mine.txt").write_text("not to be lost")
@@ -230,10 +233,54 @@ def test_checkpoints_of_another_run_are_not_gone_on_from(untrained: Path, data: 
         Run(untrained, data).train(tmp_path / "out")
     assert (work / "mine.txt").exists()
     (work / "mine.txt").unlink()
-    run = {"task": "classification", "settings": {"seed": 5}, "examples": 160}
-    (work / "run.json").write_text(json.dumps(run))
-    with pytest.raises(LexibitError, match="holds checkpoints of a run with another settings"):
-        Run(untrained, data).train(tmp_path / "out")
+    # stopped in the second epoch, behind the first one's checkpoint
+    run, outcomes = Run(untrained, data), tasks.trainable("classification").outcomes
+    calls = iter([outcomes])
+    monkeypatch.setattr(run.task, "outcomes", lambda *args, **options: next(calls)(*args, **options))
+    with pytest.raises((StopIteration, RuntimeError)):
+        run.train(tmp_path / "out", about={"limit": None})
+    other = replace(FAST, batch_size=8, seed=1)
+    with pytest.raises(LexibitError, match="in which batch_size was 16, not 8; seed was 0, not 1: go on"):
+        Run(untrained, data).train(tmp_path / "out", other, about={"limit": None})
+    run = Run(untrained, data)
+    run.judge = [*run.judge[1:], run.judge[0]]
+    with pytest.raises(LexibitError, match="a run in which the examples were others: go on"):
+        run.train(tmp_path / "out", about={"limit": None})
+    with pytest.raises(LexibitError, match="limit was None, not 5"):
+        Run(untrained, data).train(tmp_path / "out", about={"limit": 5})
+    assert Run(untrained, data).train(tmp_path / "out", about={"limit": None}).resumed
+
+
+def test_a_refused_run_is_in_nobodys_way(trained: Path, untrained: Path, data: Path, tmp_path: Path) -> None:
+    run = Run(untrained, data)
+    run.learn = [run.learn[0]._replace(label="maybe"), *run.learn[1:]]
+    with pytest.raises(LexibitError, match="has no class 'maybe', which the data has"):
+        run.train(tmp_path / "out")
+    assert (tmp_path / "out.training").exists()
+    done = Run(untrained, data).train(tmp_path / "out", replace(FAST, epochs=1))
+    assert not done.resumed
+    assert not (tmp_path / "out.training").exists()
+
+
+def test_the_report_says_what_counted(trained: Path) -> None:
+    report = json.loads((trained / "training.json").read_text())
+    assert report["settings"]["learning_rate"] == FAST.learning_rate
+    assert not {"levels_factor", "distill", "temperature"} & report["settings"].keys()
+    assert len(report["examples_sha256"]) == 64
+
+
+def test_a_teacher_of_something_else_is_refused(
+    trained: Path, untrained: Path, data: Path, tmp_path: Path
+) -> None:
+    run = Run(trained, data, LexibitConfig(bits=3))
+    other = checkpoint.load_float(trained)
+    other.config.id2label = {0: "yes", 1: "no"}
+    with pytest.raises(LexibitError, match=r"\(Bert.*\) has its classes in another order than the model"):
+        run.train(tmp_path / "out", teacher=other)
+    headless = checkpoint.load_float(untrained)
+    headless.config.id2label = run.model.config.id2label
+    with pytest.raises(LexibitError, match="no logits that could be matched: give a teacher with the task's"):
+        run.train(tmp_path / "out", teacher=headless)
 
 
 def test_what_cannot_be_trained_is_refused(untrained: Path, data: Path, tmp_path: Path) -> None:
@@ -264,3 +311,53 @@ def test_what_cannot_be_trained_is_refused(untrained: Path, data: Path, tmp_path
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(LexibitError, match=said):
         Settings(**settings)
+
+
+def test_of_several_learning_rates_the_best_is_kept(
+    untrained: Path, data: Path, tmp_path: Path, run_json: Any, fails: Any
+) -> None:
+    line = ["finetune", untrained, "--task", "classification", "--data", data, "--out", tmp_path / "out"]
+    line += ["--epochs", "6", "--batch-size", "16"]
+    work = tmp_path / "out.grid"
+    assert "give a number like 5e-5, or several" in fails(*line, "--learning-rate", "1e-3;1e-4")
+    assert "1e-05, 1e-05 are not all different" in fails(*line, "--learning-rate", "1e-5,1e-05")
+    # the first of them by itself, as a run leaves it that was killed in the second
+    run_json(*line[:7], work / "1e-05", *line[8:], "--learning-rate", "1e-5")
+    before = weights(work / "1e-05")
+    assert "a run in which epochs was 6.0, not 1.0" in fails(
+        *line, "--learning-rate", "1e-5,3e-3", "--epochs", "1"
+    )
+    found = run_json(*line, "--learning-rate", "1e-5,3e-3")
+    report = json.loads((tmp_path / "out" / "training.json").read_text())
+    scores = {one["learning_rate"]: one["score"] for one in report["grid"]}
+    assert list(scores) == [1e-5, 3e-3]
+    assert report["settings"]["learning_rate"] == max(scores, key=lambda rate: scores[rate]) == 3e-3
+    assert found["scores"][0]["value"] == scores[3e-3] > scores[1e-5] + 10
+    assert not work.exists()
+    assert weights(tmp_path / "out") != before
+    assert "exists already" in fails(*line, "--learning-rate", "1e-5,3e-3")
+
+
+def test_what_training_cannot_use_is_refused_by_its_command(
+    untrained: Path, trained: Path, data: Path, tmp_path: Path, fails: Any
+) -> None:
+    own = ["--task", "classification", "--data", data, "--out", tmp_path / "out"]
+    assert "unknown --model 'awd-ltsm': did you mean 'awd-lstm'? known:" in fails(
+        "finetune", "--model", "awd-ltsm", *own
+    )
+    assert "no model is made from nothing for task 'classification'" in fails(
+        "finetune", "--model", "awd-lstm", *own
+    )
+    assert "--distill goes with --teacher MODEL" in fails("tune", trained, *own, "--distill", ".3")
+    assert "not quantized" in fails("tune", trained, *own)
+    for split in ("train", "val"):
+        for language in ("en", "de"):
+            (tmp_path / f"{split}.{language}").write_text("a b\n")
+    assert "a model of type 'bert' has no form for this task (ModelForSeq2SeqLM)" in fails(
+        "finetune", untrained, "--task", "multi30k", "--data", tmp_path, "--out", tmp_path / "out"
+    )
+    away = tmp_path / "away"
+    for task in ("rte", "squad", "causal-lm", "multi30k"):
+        said = fails("finetune", untrained, "--task", task, "--data", away, "--out", tmp_path / "out")
+        assert "away: no such folder: name with --data" in said
+    assert not (tmp_path / "out").exists()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lexibit.errors import LexibitError
 from lexibit.progress import progress_bar
 
 # encoders whose positions are counted from behind the padding index
@@ -37,8 +38,7 @@ def batches(
     Returns:
         Which texts, and their inputs: ``input_ids``, ``attention_mask`` and what else the model takes.
     """
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    give_padding(tokenizer)
     taken = {"input_ids", "attention_mask", *inspect.signature(model.forward).parameters}
     limit = longest(model, tokenizer)
     if max_length is not None:
@@ -56,6 +56,21 @@ def batches(
                 return_tensors="pt",
             )
             yield chosen, {name: batch[name].to(model.device) for name in batch if name in taken}
+
+
+def give_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a tokenizer without a padding token one of its own: any will do, as masks and labels leave it out.
+
+    Raises:
+        LexibitError: it has none that could serve.
+    """
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise LexibitError(
+            f"{type(tokenizer).__name__} has no token to pad texts with, nor one that ends a text or stands "
+            "for unknown words: set pad_token in its tokenizer_config.json"
+        )
 
 
 def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -54,7 +54,7 @@ class Groups:
         if kind in _PLAIN and not colon:
             return cls(rows, columns, (max(rows, 1) if kind == "matrix" else 1, max(columns, 1)))
         if kind not in _COUNTED:
-            raise unknown("groups", spec, ["matrix", "row", "rows:N", "blocks:N", "columns:N"])
+            raise unknown("groups", spec, ["auto", "matrix", "row", "rows:N", "blocks:N", "columns:N"])
         if not number.isdecimal() or int(number) == 0:
             raise LexibitError(f"groups {spec!r}: write a positive whole number after '{kind}:'")
         size = int(number)

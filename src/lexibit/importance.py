@@ -131,7 +131,7 @@ def parse(text: str) -> Magnitude | Path:
             continue
         if name not in ("E", "C", "P"):
             known = ["E", "C", "P", "mask", "FILE.safetensors"]
-            raise unknown(f"setting of importance {text!r}", name, known)
+            raise unknown("importance setting", name, known)
         try:
             settings[name] = float(value)
         except ValueError:

@@ -336,7 +336,7 @@ def test_a_quantized_model_has_outcomes(tiny_model, tokenizer):
         (
             "rte",
             ["yes", "no"],
-            "calls its classes yes, no, rte calls them entailment, not_entailment: set id2label",
+            "has the classes yes, no, rte has entailment, not_entailment: train a model .* set id2label",
         ),
         ("sts-b", ["a", "b"], "has 2 classes, sts-b has 1"),
     ],

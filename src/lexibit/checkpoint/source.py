@@ -147,6 +147,11 @@ def load_with_head(folder: Path, head: str, **settings: Any) -> PreTrainedModel:
     """
     _, config = model_class(folder)
     _check_float(folder, config)
+    if type(config) not in getattr(transformers, head)._model_mapping:
+        raise LexibitError(
+            f"{folder}: a model of type {config.model_type!r} has no form for this task "
+            f"({head.removeprefix('Auto')}): choose another model"
+        )
     return _load(
         getattr(transformers, head), folder, ignore_mismatched_sizes=True, dtype=torch.float32, **settings
     )

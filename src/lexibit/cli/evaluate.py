@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from rich.table import Table
 from lexibit import evaluation, tasks
 from lexibit.cli.measures import BatchSize, Data
 from lexibit.cli.options import Model
-from lexibit.cli.show import Json, console, print_json, table
+from lexibit.cli.show import Json, console, number, print_json, table
 from lexibit.files import write_json
 
 TaskName = Annotated[str, typer.Option(help=f"The task: {', '.join(tasks.names())}.")]
@@ -64,6 +65,8 @@ def evaluate(
         print_json(asdict(result))
         return
     console.print(_scores(result))
+    if any(math.isnan(score.low) for scores in result.scores.values() for score in scores):
+        console.print("-: none, as the examples are too few or too much alike", style="dim")
     if result.signature:
         console.print(result.signature, style="dim")
     if result.differences:
@@ -74,7 +77,7 @@ def _scores(result: evaluation.Evaluation) -> Table:
     shown = table(f"{result.task} ({result.split})", "model", "metric", "#score", "#low", "#high", "#n", "#s")
     for name, scores in result.scores.items():
         for score in scores:
-            numbers = [f"{value:.2f}" for value in (score.value, score.low, score.high)]
+            numbers = [number(value) for value in (score.value, score.low, score.high)]
             shown.add_row(name, score.metric, *numbers, str(score.examples), f"{score.seconds:.1f}")
     return shown
 
@@ -83,5 +86,6 @@ def _differences(result: evaluation.Evaluation) -> Table:
     first, second = result.scores
     shown = table(f"{first} less {second}", "metric", "#difference", "#low", "#high", "#p")
     for one in result.differences:
-        shown.add_row(one.metric, f"{one.value:+.2f}", f"{one.low:+.2f}", f"{one.high:+.2f}", f"{one.p:.3f}")
+        numbers = [number(value, "+.2f") for value in (one.value, one.low, one.high)]
+        shown.add_row(one.metric, *numbers, number(one.p, ".3f"))
     return shown

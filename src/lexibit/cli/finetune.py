@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lexibit import checkpoint, models, tasks
-from lexibit.cli.learning import Data, Limit, Out, TaskName, examples, show, takes_settings, trainer
+from lexibit.cli.learning import Limit, Out, TaskName, examples, show, takes_settings, trainer
+from lexibit.cli.measures import Data
 from lexibit.cli.options import settings_by_name
 from lexibit.cli.show import Json, console
-from lexibit.errors import LexibitError
+from lexibit.errors import LexibitError, unknown
 from lexibit.tasks import Examples, Trainable
-from lexibit.training import Settings
+from lexibit.training import Settings, best_of
 
 
 @takes_settings
 def finetune(
     task: TaskName,
     out: Out,
-    settings: Settings,
+    grid: list[Settings],
     source: Annotated[
         str | None,
         typer.Argument(help="A model folder or a hub name.", metavar="[MODEL]", show_default=False),
@@ -32,9 +33,7 @@ def finetune(
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option(
-            help="With --model: a size or the like of it, like hidden_size=600.", metavar="NAME=VALUE"
-        ),
+        typer.Option(help=f"With --model: a size or the like of it. {models.sizes()}", metavar="NAME=VALUE"),
     ] = None,
     data: Data = None,
     limit: Limit = None,
@@ -58,28 +57,34 @@ def finetune(
     if option and model is None:
         raise LexibitError("--option goes with --model: a model that exists has its sizes")
     learning, chosen = trainer(), tasks.trainable(task)
-    learn, judge = examples(chosen, data, limit, settings.seed)
+    learn, judge = examples(chosen, data, limit, grid[0].seed)
+    if model is not None and model not in models.names():
+        raise unknown("--model", model, models.names())
     if model is not None and model not in chosen.from_nothing:
         known = " or ".join(chosen.from_nothing) or "no model"
         raise LexibitError(f"--model {model}: {known} is made from nothing for task {task!r}")
-    learning.seed(settings.seed)
-    if model is not None:
-        sizes = settings_by_name(option)
-        loaded, tokenizer = models.create(model, chosen.texts(learn), sizes, seed=settings.seed)
-    else:
-        sizes = {}
-        loaded, tokenizer = _existing(str(source), chosen, learn)
-    done = learning.train(
-        loaded,
-        tokenizer,
-        chosen,
-        learn,
-        judge,
-        out,
-        settings,
-        progress=not json and console.is_terminal,
-        about={"model": source or model, "sizes": sizes, "data": data, "limit": limit},
-    )
+    sizes = settings_by_name(option)
+
+    def once(settings: Settings, folder: Path, again: bool) -> Any:
+        learning.seed(settings.seed)
+        if model is not None:
+            loaded, tokenizer = models.create(model, chosen.texts(learn), sizes, seed=settings.seed)
+        else:
+            loaded, tokenizer = _existing(str(source), chosen, learn)
+        return learning.train(
+            loaded,
+            tokenizer,
+            chosen,
+            learn,
+            judge,
+            folder,
+            settings,
+            progress=not json and console.is_terminal,
+            about={"model": source or model, "sizes": sizes, "data": data, "limit": limit},
+            again=again,
+        )
+
+    done = best_of(grid, once, out)
     show(out, done, json)
 
 

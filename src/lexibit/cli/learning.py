@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,13 +11,12 @@ from rich.table import Table
 
 from lexibit import tasks
 from lexibit.cli.options import takes
-from lexibit.cli.show import console, print_json, table
-from lexibit.errors import needs_extra
+from lexibit.cli.show import console, number, print_json, table
+from lexibit.errors import LexibitError, needs_extra
 from lexibit.tasks import Examples, Trainable
 from lexibit.training import Settings
 
 TaskName = Annotated[str, typer.Option(help=f"The task: {', '.join(tasks.names(tasks.Trainable))}.")]
-Data = Annotated[Path | None, typer.Option(help="The folder with the task's data; the hub if not given.")]
 Out = Annotated[Path, typer.Option(help="The new folder; must not exist yet.")]
 Limit = Annotated[
     int | None,
@@ -28,11 +27,13 @@ Limit = Annotated[
 def _settings(
     epochs: Annotated[float, typer.Option(help="Passes over the training examples.")] = Settings.epochs,
     learning_rate: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            help="At the start; it falls to zero in a line. 5e-5, or the model's own, if not given."
+            help="At the start; it falls to zero in a line. 5e-5, or the model's own, if not given. Of "
+            "several, like 1e-5,2e-5,3e-5, the one that gives the best score is kept.",
+            metavar="<float>[,...]",
         ),
-    ] = Settings.learning_rate,
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = Settings.batch_size,
     warmup: Annotated[
         float, typer.Option(help="Share of all steps in which the learning rate rises first.")
@@ -46,10 +47,9 @@ def _settings(
         ),
     ] = Settings.patience,
     seed: Annotated[int, typer.Option(help="Of everything random, samples included.")] = Settings.seed,
-) -> Settings:
-    return Settings(
+) -> list[Settings]:
+    settings = Settings(
         epochs=epochs,
-        learning_rate=learning_rate,
         batch_size=batch_size,
         warmup=warmup,
         weight_decay=weight_decay,
@@ -57,9 +57,18 @@ def _settings(
         patience=patience,
         seed=seed,
     )
+    if learning_rate is None:
+        return [settings]
+    try:
+        rates = [float(rate) for rate in learning_rate.split(",")]
+    except ValueError:
+        raise LexibitError(
+            f"--learning-rate {learning_rate}: give a number like 5e-5, or several with commas between them"
+        ) from None
+    return [replace(settings, learning_rate=rate) for rate in rates]
 
 
-takes_settings = takes(settings=_settings)
+takes_settings = takes(grid=_settings)
 
 
 def examples(task: Trainable, data: Path | None, limit: int | None, seed: int) -> tuple[Examples, Examples]:
@@ -86,12 +95,13 @@ def show(out: Path, done: Any, json: bool) -> None:
         return
     console.print(_scores(out, done))
     again = ", begun by an earlier run" if done.resumed else ""
-    console.print(f"{done.steps} steps{again}; {done.seconds:.1f} s", style="dim", highlight=False)
+    steps = "1 step" if done.steps == 1 else f"{done.steps} steps"
+    console.print(f"{steps}{again}; {done.seconds:.1f} s", style="dim", highlight=False)
 
 
 def _scores(out: Path, done: Any) -> Table:
     shown = table(str(out), "metric", "#score", "#low", "#high", "#examples")
     for score in done.scores:
-        numbers = [f"{value:.2f}" for value in (score.value, score.low, score.high)]
+        numbers = [number(value) for value in (score.value, score.low, score.high)]
         shown.add_row(score.metric, *numbers, str(score.examples))
     return shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Annotated, Any
 
@@ -38,11 +39,16 @@ def table(title: str, *columns: str) -> Table:
     return made
 
 
+def number(value: float, form: str = ".2f") -> str:
+    """A number, or a dash where there is none."""
+    return format(value, form) if math.isfinite(value) else "-"
+
+
 def print_score(whose: str, score: Score) -> None:
     """A model's score on a task, with its interval."""
     console.print(
-        f"score: {score.metric} on {score.examples} examples; {whose} has {score.value:.2f} "
-        f"({score.low:.2f} to {score.high:.2f})",
+        f"score: {score.metric} on {score.examples} examples; {whose} has {number(score.value)} "
+        f"({number(score.low)} to {number(score.high)})",
         style="dim",
         highlight=False,
     )

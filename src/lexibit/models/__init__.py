@@ -63,6 +63,14 @@ def _number(what: str, value: object, kind: type[int] | type[float]) -> int | fl
     return number
 
 
+def sizes() -> str:
+    """The settings of all models with their defaults, as a text."""
+    return " ".join(
+        f"{name}: {', '.join(f'{key}={value}' for key, value in _MODELS[name].SETTINGS.items())}."
+        for name in names()
+    )
+
+
 def names() -> Iterator[str]:
     """The names of all models."""
     return iter(sorted(_MODELS))

@@ -243,6 +243,21 @@ class Trainable(Task):
     ) -> Callable[[list[Features]], Mapping[str, Tensor]]:
         """What makes a batch of some features."""
 
+    def check_teacher(self, model: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        """Refuse a teacher whose outputs stand for something else than the model's.
+
+        Outputs of another shape are refused in training; here nothing more is known.
+
+        Raises:
+            LexibitError: they do.
+        """
+
+
+def named(model: PreTrainedModel) -> str:
+    """A model as errors call it: where it came from, if known, and its class."""
+    where = getattr(model, "name_or_path", "")
+    return f"{where} ({type(model).__name__})" if where else type(model).__name__
+
 
 def _paired(of: Callable[..., float], first: Any, second: Any, index: Any) -> float:
     return of(first[index], second[index])

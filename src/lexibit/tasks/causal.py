@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DataCollatorForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from lexibit import checkpoint
-from lexibit.batches import longest
+from lexibit.batches import give_padding, longest
 from lexibit.errors import LexibitError
 from lexibit.nn.modes import evaluating
 from lexibit.progress import progress_bar
@@ -101,9 +101,7 @@ class CausalLM(LanguageModelling):
         """Padding to the longest, which the loss leaves out; see :meth:`Trainable.collate`."""
         if getattr(model, "carries_state", False):
             return _only
-        if tokenizer.pad_token is None:
-            # any will do: it has no label, and nothing in front of it looks ahead
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        give_padding(tokenizer)
         return DataCollatorForTokenClassification(tokenizer)
 
     def outcomes(

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lexibit.errors import LexibitError, unknown
 from lexibit.tasks import tables
-from lexibit.tasks.base import Examples
+from lexibit.tasks.base import Examples, named
 from lexibit.tasks.metrics import ACCURACY, MACRO_F1, PEARSON, SPEARMAN
 from lexibit.tasks.sentences import SentenceTask
 
@@ -89,7 +89,7 @@ class Classification(_OwnData):
         distinct = len(set(names.values()))
         if distinct < max(len(names), 2):
             raise LexibitError(
-                f"{type(model).__name__} has {distinct} classes by name, {self.name} needs two or more: "
+                f"{named(model)} has {distinct} classes by name, {self.name} needs two or more: "
                 "train a model for it with lexibit finetune"
             )
         if all(name == f"LABEL_{place}" for place, name in names.items()):

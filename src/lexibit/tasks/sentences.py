@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from lexibit import checkpoint
-from lexibit.batches import batches, longest
+from lexibit.batches import batches, give_padding, longest
 from lexibit.errors import LexibitError, unknown
 from lexibit.nn.modes import evaluating
 from lexibit.tasks import tables
-from lexibit.tasks.base import Examples, Features, Trainable
+from lexibit.tasks.base import Examples, Features, Trainable, named
 from lexibit.tasks.metrics import Outcomes
 from lexibit.tasks.tables import Row
 
@@ -140,9 +140,17 @@ class SentenceTask(Trainable):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> Callable[[list[Features]], Mapping[str, Tensor]]:
         """Padding to the longest; see :meth:`Trainable.collate`."""
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        give_padding(tokenizer)
         return DataCollatorWithPadding(tokenizer)
+
+    def check_teacher(self, model: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        """Refuse one of other classes, or in another order; see :meth:`Trainable.check_teacher`."""
+        ours, theirs = self._places(model), self._places(teacher)
+        if ours != theirs:
+            raise LexibitError(
+                f"the teacher {named(teacher)} has its classes in another order than the model: give a "
+                f"teacher with {', '.join(sorted(ours, key=lambda name: ours[name]))}"
+            )
 
     def outcomes(
         self,
@@ -167,7 +175,7 @@ class SentenceTask(Trainable):
                 logits = getattr(model(**inputs), "logits", None)
                 if not isinstance(logits, Tensor) or logits.shape != (len(chosen), wanted):
                     raise LexibitError(
-                        f"{type(model).__name__} gives no logits of {wanted} classes a text, which "
+                        f"{named(model)} gives no logits of {wanted} classes a text, which "
                         f"{self.name} needs: train one with lexibit finetune"
                     )
                 if places:
@@ -185,8 +193,8 @@ class SentenceTask(Trainable):
         theirs = dict(getattr(model.config, "id2label", None) or {})
         if len(theirs) != wanted:
             raise LexibitError(
-                f"{type(model).__name__} has {len(theirs)} classes, {self.name} has {wanted}: train a model "
-                "for it with lexibit finetune"
+                f"{named(model)} has {len(theirs)} classes, {self.name} has {wanted}: train a model for it "
+                "with lexibit finetune"
             )
         names = [str(theirs[place]).casefold() for place in sorted(theirs)]
         ours = [label.casefold() for label in self.labels]
@@ -194,8 +202,9 @@ class SentenceTask(Trainable):
             return {label: place for place, label in enumerate(self.labels)}
         if sorted(names) != sorted(ours):
             raise LexibitError(
-                f"{type(model).__name__} calls its classes {', '.join(map(str, theirs.values()))}, "
-                f"{self.name} calls them {', '.join(self.labels)}: set id2label in its config.json"
+                f"{named(model)} has the classes {', '.join(map(str, theirs.values()))}, {self.name} has "
+                f"{', '.join(self.labels)}: train a model for it with lexibit finetune, or, if these are "
+                "other names for the same, set id2label in its config.json"
             )
         return {label: names.index(folded) for label, folded in zip(self.labels, ours, strict=True)}
 
@@ -211,7 +220,7 @@ def _numbers(model: PreTrainedModel, examples: Examples, numbers: Mapping[str, i
     for example in examples:
         if example.label not in numbers:
             raise LexibitError(
-                f"{type(model).__name__} has no class {example.label!r}, which the data has; its classes are "
+                f"{named(model)} has no class {example.label!r}, which the data has; its classes are "
                 f"{', '.join(list(numbers)[:20])}: train it on data with this label, or correct id2label in "
                 "its config.json"
             )

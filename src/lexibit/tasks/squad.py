@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lexibit import checkpoint
-from lexibit.batches import longest
+from lexibit.batches import give_padding, longest
 from lexibit.errors import LexibitError, needs_extra, unknown
 from lexibit.nn.modes import evaluating
 from lexibit.progress import progress_bar
@@ -268,8 +268,7 @@ def _cut(tokenizer: PreTrainedTokenizerBase, question: str, length: int) -> str:
 
 def _pad(tokenizer: PreTrainedTokenizerBase, inputs: list[Features]) -> dict[str, Tensor]:
     """The inputs of some windows as tensors, ``[windows, tokens]``, padded behind."""
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    give_padding(tokenizer)
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     return {
         name: pad_sequence(

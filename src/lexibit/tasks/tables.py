@@ -18,7 +18,13 @@ SUFFIXES = (".tsv", ".csv", ".json", ".jsonl")
 
 
 def find(data: Path, names: Iterable[str], folders: Iterable[str] = ()) -> Path | None:
-    """The first file that is there of some names (shell patterns), in a folder or its sub-folders."""
+    """The first file that is there of some names (shell patterns), in a folder or its sub-folders.
+
+    Raises:
+        LexibitError: there is no such folder.
+    """
+    if not data.is_dir():
+        raise LexibitError(f"{data}: no such folder: name with --data the folder that has the task's data")
     for name in names:
         for folder in (data, *(data / folder for folder in folders)):
             for found in sorted(folder.glob(name)):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +32,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from lexibit import tuning
 from lexibit.checkpoint.target import TRAINING, new_folder, save_folder
 from lexibit.errors import LexibitError
-from lexibit.files import write_json
+from lexibit.files import to_json, write_json
 from lexibit.nn import codebooks
 from lexibit.tasks import Examples, Score, Trainable
 from lexibit.tasks.epochs import EpochCallback, Epochs
@@ -39,6 +42,7 @@ REPORT, LOGS = TRAINING
 _LEVELS = "levels.safetensors"
 _STATE = "trainer_state.json"
 _RUN = "run.json"
+_RATE = 5e-5
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def train(
     teacher: PreTrainedModel | None = None,
     progress: bool = True,
     about: dict[str, Any] | None = None,
+    again: bool = False,
 ) -> Trained:
     """Train a model on a task, and save it to a new folder; of a quantized model the codes stay fixed.
 
@@ -95,21 +100,32 @@ def train(
         progress: whether to draw progress bars on the terminal.
         about: what the report says beside the settings, like the names of model and task; an earlier run's
             checkpoints are only gone on from if theirs said the same.
+        again: whether ``out`` may hold the result of the same run, which is then not made again.
 
     Raises:
         LexibitError: a setting that cannot be, ``out`` exists, or checkpoints of another run are in the way.
     """
     settings = settings or Settings()
-    if out.exists():
+    if out.exists() and not again:
         raise LexibitError(f"{out}: exists already: choose another folder, or remove it first")
     if not len(examples):
         raise LexibitError(f"{task.name}: no examples to learn from")
+    if teacher is not None:
+        task.check_teacher(model, teacher)
     work = out.with_name(out.name + ".training")
-    run = (about or {}) | {"task": task.name, "settings": asdict(settings), "examples": len(examples)}
+    quantized = bool(codebooks(model))
+    settings = replace(settings, learning_rate=_rate(model, settings))
+    run = (about or {}) | {
+        "task": task.name,
+        "settings": _meant(settings, quantized=quantized, taught=teacher is not None),
+        "examples": len(examples),
+        "examples_sha256": _digest(examples, evaluation),
+    }
     if task.signature:
         run["signature"] = task.signature
+    if out.exists():
+        return _finished(out, run)
     checkpoint = _start(work, run)
-    quantized = bool(codebooks(model))
     start = time.perf_counter()
     seed(settings.seed)
     with tuning.trained_levels(model) if quantized else nullcontext():
@@ -130,37 +146,84 @@ def train(
     return done
 
 
+def _finished(out: Path, run: dict[str, Any]) -> Trained:
+    """What the same run gave before."""
+    report = out / REPORT
+    said = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    run = json.loads(to_json(run))
+    if others := list(_others({name: said.get(name) for name in run}, run)):
+        raise LexibitError(
+            f"{out}: holds a run in which {'; '.join(others)}: go on with what it had, or remove the folder "
+            "to start afresh"
+        )
+    scores = [Score(**_known(score)) for score in said["scores"]]
+    return Trained(scores, said["steps"], said["seconds"], said["resumed"])
+
+
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    # null is what JSON has for NaN
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
 def _start(work: Path, run: dict[str, Any]) -> Path | None:
-    """The checkpoint that a run goes on from, if there is one; else the folder for its own."""
+    """The checkpoint that a run goes on from, if there is one; else a folder for its own."""
     said = work / _RUN
-    run = json.loads(json.dumps(run, default=str))
-    if said.exists():
-        before = json.loads(said.read_text(encoding="utf-8"))
-        for name in run.keys() | before.keys():
-            if run.get(name) != before.get(name):
-                raise LexibitError(
-                    f"{work}: holds checkpoints of a run with another {name} ({before.get(name)}, now "
-                    f"{run.get(name)}): go on with what it had, or remove the folder to start afresh"
-                )
-    else:
-        if work.exists() and any(work.iterdir()):
-            raise LexibitError(f"{work}: is in the way of checkpoints: remove it, or choose another folder")
-        work.mkdir(parents=True, exist_ok=True)
-        said.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-    whole: list[tuple[int, Path]] = []
-    for folder in work.glob("checkpoint-*"):
-        # the Trainer writes its state last
-        if (folder / _STATE).is_file() and _is_json(folder / _STATE):
-            whole.append((int(folder.name.rpartition("-")[2]), folder))
-        else:
-            shutil.rmtree(folder)
-    return max(whole)[1] if whole else None
+    if work.exists() and not said.is_file() and (not work.is_dir() or any(work.iterdir())):
+        raise LexibitError(f"{work}: is in the way of checkpoints: remove it, or choose another folder")
+    # the Trainer writes its state last
+    whole = [folder for folder in work.glob("checkpoint-*") if _is_json(folder / _STATE)]
+    run = json.loads(to_json(run))
+    if not whole:
+        # a run that came to no checkpoint, as its model or data was refused, is in nobody's way
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        write_json(said, run)
+        return None
+    if others := list(_others(json.loads(said.read_text(encoding="utf-8")), run)):
+        raise LexibitError(
+            f"{work}: holds checkpoints of a run in which {'; '.join(others)}: go on with what it had, or "
+            "remove the folder to start afresh"
+        )
+    for folder in set(work.glob("checkpoint-*")) - set(whole):
+        shutil.rmtree(folder)
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))
+
+
+def _others(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """How a run differs from an earlier one."""
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _others(old, new)
+        elif name == "examples_sha256" and old != new:
+            yield "the examples were others"
+        elif old != new:
+            yield f"{name} was {old}, not {new}"
+
+
+def _rate(model: PreTrainedModel, settings: Settings) -> float:
+    """The learning rate: as set, or a model's own, or the papers'."""
+    if settings.learning_rate is not None:
+        return settings.learning_rate
+    return float(getattr(model, "training_arguments", {}).get("learning_rate", _RATE))
+
+
+def _meant(settings: Settings, *, quantized: bool, taught: bool) -> dict[str, Any]:
+    """The settings that count in a run."""
+    idle = [] if quantized else ["levels_factor"]
+    idle += [] if taught else ["distill", "temperature"]
+    return {name: value for name, value in asdict(settings).items() if name not in idle}
+
+
+def _digest(*examples: Examples) -> str:
+    """What tells data from other data."""
+    return hashlib.sha256("\n".join(repr(one) for part in examples for one in part).encode()).hexdigest()
 
 
 def _is_json(file: Path) -> bool:
     try:
         json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return False
     return True
 
@@ -188,7 +251,7 @@ class _Trainer(Trainer):
         first = task.metrics[0]
         # a model may bring its own recipe
         own = dict(getattr(model, "training_arguments", {}))
-        rate = own.pop("learning_rate", 5e-5) if settings.learning_rate is None else settings.learning_rate
+        rate = _rate(model, settings)
         groups = tuning.parameter_groups(model, rate, factor=settings.levels_factor)
         optimizer: torch.optim.Optimizer
         scheduler = None
@@ -332,5 +395,8 @@ def _distance(ours: Any, theirs: Any, inputs: dict[str, Any], temperature: float
         a, b = (F.log_softmax(logits.float() / temperature, -1) for logits in (a, b))
         total.append(F.kl_div(a, b, reduction="batchmean", log_target=True) * temperature**2)
     if not total:
-        raise LexibitError(f"{type(ours).__name__} holds no logits to match to a teacher's")
+        raise LexibitError(
+            f"the teacher gives a {type(theirs).__name__}, the model a {type(ours).__name__}, with no logits "
+            "that could be matched: give a teacher with the task's head"
+        )
     return torch.stack(total).mean()

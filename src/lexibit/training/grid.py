@@ -1,0 +1,57 @@
+"""The best of several settings, by the score on the evaluation examples."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lexibit.checkpoint.target import TRAINING
+from lexibit.errors import LexibitError
+from lexibit.files import write_json
+from lexibit.training.settings import Settings
+
+GRID = "grid"  # what the report calls it
+
+
+def best_of(grid: Sequence[Settings], once: Callable[[Settings, Path, bool], Any], out: Path) -> Any:
+    """Train with each of some settings, which differ in their learning rate, and keep the best model.
+
+    The best is that of the best score by the first metric, and of equal ones the first. It was chosen on the
+    evaluation examples, so that its score is a little too good; the report (``training.json``) has the scores
+    of all under ``grid``. Models stand in ``OUT.grid`` until all are trained; a run that was killed goes on
+    with what is there.
+
+    Args:
+        grid: the settings; of a single one nothing is chosen.
+        once: trains with settings to a folder, which may hold the result of a run that was killed later if
+            the last argument is true; gives what training gave.
+        out: the new folder.
+
+    Raises:
+        LexibitError: ``out`` exists, two learning rates are the same, or training fails.
+    """
+    if len(grid) == 1:
+        return once(grid[0], out, False)
+    if out.exists():
+        raise LexibitError(f"{out}: exists already: choose another folder, or remove it first")
+    rates = [settings.learning_rate for settings in grid]
+    if len(set(rates)) < len(rates):
+        raise LexibitError(f"the learning rates {', '.join(map(str, rates))} are not all different")
+    work = out.with_name(f"{out.name}.{GRID}")
+    folders = [work / str(rate) for rate in rates]
+    trained = [once(settings, folder, True) for settings, folder in zip(grid, folders, strict=True)]
+    first = [done.scores[0] for done in trained]
+    worth = [score.value if score.higher else -score.value for score in first]
+    # NaN is worth least
+    best = max(range(len(grid)), key=lambda place: (worth[place] == worth[place], worth[place], -place))
+    report = folders[best] / TRAINING[0]
+    said = json.loads(report.read_text(encoding="utf-8"))
+    scores = [{"learning_rate": rate, "score": score.value} for rate, score in zip(rates, first, strict=True)]
+    write_json(report, said | {GRID: scores})
+    os.replace(folders[best], out)
+    shutil.rmtree(work)
+    return trained[best]
