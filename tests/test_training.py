@@ -252,10 +252,13 @@ def test_checkpoints_of_another_run_are_not_gone_on_from(
 
 
 def test_a_refused_run_is_in_nobodys_way(trained: Path, untrained: Path, data: Path, tmp_path: Path) -> None:
-    run = Run(untrained, data)
+    run = Run(trained, data)
     run.learn = [run.learn[0]._replace(label="maybe"), *run.learn[1:]]
     with pytest.raises(LexibitError, match="has no class 'maybe', which the data has"):
         run.train(tmp_path / "out")
+    assert not (tmp_path / "out.training").exists()
+    with pytest.raises(LexibitError, match="the loss became nan"):
+        Run(untrained, data).train(tmp_path / "out", replace(FAST, learning_rate=1e30))
     assert (tmp_path / "out.training").exists()
     done = Run(untrained, data).train(tmp_path / "out", replace(FAST, epochs=1))
     assert not done.resumed
@@ -361,3 +364,19 @@ def test_what_training_cannot_use_is_refused_by_its_command(
         said = fails("finetune", untrained, "--task", task, "--data", away, "--out", tmp_path / "out")
         assert "away: no such folder: name with --data" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_train_one_model(trained: Path, data: Path, tmp_path: Path) -> None:
+    checkpoint.quantize_to(trained, tmp_path / "packed", LexibitConfig(bits=2), progress=False)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    line += ["lexibit", "tune", str(tmp_path / "packed"), "--task", "classification", "--data", str(data)]
+    line += ["--out", str(tmp_path / "out"), "--epochs", "1", "--batch-size", "8", "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    ended = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    # one of them tells, and each took half of the examples
+    assert json.loads(ended.stdout)["steps"] == 160 // 8 // 2
+    before, after = (weights(tmp_path / name) for name in ("packed", "out"))
+    assert before != after
+    assert len(before) == len(after)
+    assert not (tmp_path / "out.training").exists()

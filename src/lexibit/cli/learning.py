@@ -89,7 +89,11 @@ def trainer() -> Any:
 
 
 def show(out: Path, done: Any, json: bool) -> None:
-    """What training gave."""
+    """What training gave; of several processes, one tells it."""
+    with needs_extra("tasks"):
+        from accelerate import PartialState
+    if not PartialState().is_main_process:
+        return
     if json:
         print_json({"out": str(out), **asdict(done)})
         return

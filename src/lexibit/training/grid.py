@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lexibit.checkpoint.target import TRAINING
-from lexibit.errors import LexibitError
+from lexibit.errors import LexibitError, needs_extra
 from lexibit.files import write_json
 from lexibit.training.settings import Settings
 
@@ -48,6 +48,10 @@ def best_of(grid: Sequence[Settings], once: Callable[[Settings, Path, bool], Any
     worth = [score.value if score.higher else -score.value for score in first]
     # NaN is worth least
     best = max(range(len(grid)), key=lambda place: (worth[place] == worth[place], worth[place], -place))
+    with needs_extra("tasks"):
+        from accelerate import PartialState
+    if not PartialState().is_main_process:
+        return trained[best]
     report = folders[best] / TRAINING[0]
     said = json.loads(report.read_text(encoding="utf-8"))
     scores = [{"learning_rate": rate, "score": score.value} for rate, score in zip(rates, first, strict=True)]

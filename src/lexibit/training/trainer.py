@@ -125,11 +125,16 @@ def train(
         run["signature"] = task.signature
     if out.exists():
         return _finished(out, run)
-    checkpoint = _start(work, run)
     start = time.perf_counter()
     seed(settings.seed)
     with tuning.trained_levels(model) if quantized else nullcontext():
         trainer = _Trainer(model, tokenizer, task, examples, evaluation, work, settings, teacher, progress)
+        if trainer.is_world_process_zero():
+            _start(work, run)
+            logs = SummaryWriter(str(work / LOGS))
+            trainer.add_callback(TensorBoardCallback(logs))  # type: ignore[no-untyped-call]
+        trainer.accelerator.wait_for_everyone()
+        checkpoint = _last(work)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model.train(False)
     before = time.perf_counter()
@@ -165,28 +170,32 @@ def _known(values: dict[str, Any]) -> dict[str, Any]:
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 
-def _start(work: Path, run: dict[str, Any]) -> Path | None:
-    """The checkpoint that a run goes on from, if there is one; else a folder for its own."""
+def _start(work: Path, run: dict[str, Any]) -> None:
+    """Make the folder of a run's checkpoints, or see that it can go on from those that are there."""
     said = work / _RUN
     if work.exists() and not said.is_file() and (not work.is_dir() or any(work.iterdir())):
         raise LexibitError(f"{work}: is in the way of checkpoints: remove it, or choose another folder")
-    # the Trainer writes its state last
-    whole = [folder for folder in work.glob("checkpoint-*") if _is_json(folder / _STATE)]
     run = json.loads(to_json(run))
-    if not whole:
+    if _last(work) is None:
         # a run that came to no checkpoint, as its model or data was refused, is in nobody's way
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         write_json(said, run)
-        return None
+        return
     if others := list(_others(json.loads(said.read_text(encoding="utf-8")), run)):
         raise LexibitError(
             f"{work}: holds checkpoints of a run in which {'; '.join(others)}: go on with what it had, or "
             "remove the folder to start afresh"
         )
-    for folder in set(work.glob("checkpoint-*")) - set(whole):
-        shutil.rmtree(folder)
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))
+    for folder in work.glob("checkpoint-*"):
+        if not _is_whole(folder):
+            shutil.rmtree(folder)
+
+
+def _last(work: Path) -> Path | None:
+    """The checkpoint that a run goes on from, if there is one."""
+    whole = filter(_is_whole, work.glob("checkpoint-*"))
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
 
 def _others(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
@@ -220,9 +229,10 @@ def _digest(*examples: Examples) -> str:
     return hashlib.sha256("\n".join(repr(one) for part in examples for one in part).encode()).hexdigest()
 
 
-def _is_json(file: Path) -> bool:
+def _is_whole(checkpoint: Path) -> bool:
     try:
-        json.loads(file.read_text(encoding="utf-8"))
+        # the Trainer writes its state last
+        json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return False
     return True
@@ -255,9 +265,7 @@ class _Trainer(Trainer):
         groups = tuning.parameter_groups(model, rate, factor=settings.levels_factor)
         optimizer: torch.optim.Optimizer
         scheduler = None
-        callbacks: list[Any] = [
-            TensorBoardCallback(SummaryWriter(str(work / LOGS)))  # type: ignore[no-untyped-call]
-        ]
+        callbacks: list[Any] = []
         if setup := getattr(model, "training_setup", None):
             optimizer, scheduler, more = setup(rate, parameters=groups)
             callbacks += more
