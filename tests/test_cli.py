@@ -22,6 +22,7 @@ COMMANDS = [
     "compare",
     "sensitivity",
     "compare-schemes",
+    "search",
     "evaluate",
     "finetune",
     "tune",
@@ -685,3 +686,59 @@ def test_compare_schemes_refuses_an_unknown_scheme_and_a_wrong_importance(fails,
     )
     assert "write E=NUMBER" in fails("compare-schemes", folder, "--importance", "E=x")
     assert "float16" in fails("compare-schemes", folder, "--levels-dtype", "float17")
+
+
+# search ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def classified(tmp_path):
+    lines = [f"{number % 2}\tw{10 + number} w{20 + number}" for number in range(30)]
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["label\ttext", *lines]) + "\n")
+    return tmp_path
+
+
+def test_search_writes_a_plan_that_quantize_takes(run, run_json, fails, float_folder, classified, tmp_path):
+    model, out = float_folder(), tmp_path / "plan.json"
+    line = ["search", model, "--scheme", "binary", "--bits", "2", "--task", "classification"]
+    line += ["--data", classified, "--mode", "layer-wise", "--trials", "2", "--out", out]
+    code, shown, err = run(*line)
+    assert code == 0, err
+    assert "bert.encoder.layer.1" in shown
+    assert "held out, accuracy x 100: float" in shown
+    plan = json.loads(out.read_text())
+    search = plan["search"]
+    assert search["found"] <= search["start"]
+    assert {len(done) for name, done in search["stages"].items() if name != "model"} == {2}
+    assert "exists already" in fails(*line)
+    # the trials are there: the same again comes to the same at once
+    before = out.read_text()
+    out.unlink()
+    assert run_json(*line)["found"] == search["found"]
+    assert json.loads(out.read_text())["config"] == json.loads(before)["config"]
+    out.unlink()
+    assert "was begun with config" in fails(*line, "--bits", "3")
+    out.write_text(before)
+    quantized = run_json("quantize", model, tmp_path / "packed", "--plan", out)
+    importances = {weight["importance"] for weight in quantized["weights"]}
+    assert importances != {None}
+    assert "says all: leave --bits out" in fails(
+        "quantize", model, tmp_path / "b", "--plan", out, "--bits", "3"
+    )
+
+
+def test_search_on_text_and_what_it_refuses(run_json, fails, float_folder, classified, tmp_path):
+    model, text = float_folder("bert-mlm"), tmp_path / "text.txt"
+    text.write_text("w10 w11\nw12 w13 w14\n")
+    line = ["search", model, "--out", tmp_path / "plan.json", "--bits", "2"]
+    found = run_json(*line, "--text", text, "--mode", "manual")
+    assert found["objective"] == "distance of the outputs"
+    assert found["held_out"] is None
+    assert found["float"] == 0 < found["found"] <= found["start"]
+    (tmp_path / "plan.json").unlink()
+    assert "give either --task NAME" in fails(*line)
+    assert "give either --task NAME" in fails(*line, "--task", "classification", "--text", text)
+    assert "unknown mode 'hand'" in fails(*line, "--text", text, "--mode", "hand")
+    assert "does not use importances" in fails(*line, "--text", text, "--scheme", "lq")
+    assert "cannot be used" in fails(*line, "--text", text, "--storage", "sqlite:////no/such/place.db")

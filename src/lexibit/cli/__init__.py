@@ -19,6 +19,7 @@ from lexibit.cli.finetune import finetune
 from lexibit.cli.inspect import inspect
 from lexibit.cli.plan import plan
 from lexibit.cli.quantize import quantize
+from lexibit.cli.search import search
 from lexibit.cli.sensitivity import sensitivity
 from lexibit.cli.show import errors
 from lexibit.cli.tune import tune
@@ -58,6 +59,7 @@ for command in (
     compare,
     sensitivity,
     compare_schemes,
+    search,
     evaluate,
     finetune,
     tune,

@@ -30,6 +30,8 @@ Importance = Annotated[
 
 LevelsDtype = Annotated[str, typer.Option(help=f"How levels are stored: {', '.join(LEVELS_DTYPES)}.")]
 
+SEARCH = "search"  # what a plan file calls the search that found it
+
 _MATCH = "A shell pattern on the weights' names, like '*.query'; may be given more than once."
 
 
@@ -79,7 +81,10 @@ def _config(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="All of the above from a JSON file instead: a config that compare-schemes --json printed."
+            "--config",
+            "--plan",
+            help="All of the above from a JSON file instead: a plan of lexibit search, or a config that "
+            "compare-schemes --json printed.",
         ),
     ] = None,
 ) -> LexibitConfig:
@@ -119,6 +124,8 @@ def _config_in(file: Path) -> LexibitConfig:
         raise LexibitError(f"{file}: no JSON file that can be read: {error}") from error
     if not isinstance(settings, dict):
         raise LexibitError(f'{file}: holds no settings by name, like {{"bits": 3}}')
+    if SEARCH in settings and isinstance(settings.get("config"), dict):
+        settings = settings["config"]  # a plan also tells how it was found
     return LexibitConfig(**settings)
 
 

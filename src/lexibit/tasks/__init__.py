@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lexibit.errors import LexibitError, unknown
-from lexibit.tasks.base import Difference, Examples, Score, Task, Trainable
+from lexibit.tasks.base import Difference, Examples, Score, Task, Trainable, digest
 from lexibit.tasks.causal import CausalLM
 from lexibit.tasks.cola import CoLA
 from lexibit.tasks.masked import MaskedLM
@@ -26,7 +26,7 @@ from lexibit.tasks.sts import STS
 from lexibit.tasks.stsb import STSB
 from lexibit.tasks.wikitext2 import WikiText2
 
-__all__ = ["Difference", "Examples", "Score", "Task", "Trainable", "names", "task", "trainable"]
+__all__ = ["Difference", "Examples", "Score", "Task", "Trainable", "digest", "names", "task", "trainable"]
 
 _TASKS: dict[str, type[Task]] = {
     cls.name: cls

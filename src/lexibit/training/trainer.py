@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -34,7 +33,7 @@ from lexibit.checkpoint.target import TRAINING, new_folder, save_folder
 from lexibit.errors import LexibitError
 from lexibit.files import to_json, write_json
 from lexibit.nn import codebooks
-from lexibit.tasks import Examples, Score, Trainable
+from lexibit.tasks import Examples, Score, Trainable, digest
 from lexibit.tasks.epochs import EpochCallback, Epochs
 from lexibit.training.settings import Settings
 
@@ -119,7 +118,7 @@ def train(
         "task": task.name,
         "settings": _meant(settings, quantized=quantized, taught=teacher is not None),
         "examples": len(examples),
-        "examples_sha256": _digest(examples, evaluation),
+        "examples_sha256": digest(examples, evaluation),
     }
     if task.signature:
         run["signature"] = task.signature
@@ -222,11 +221,6 @@ def _meant(settings: Settings, *, quantized: bool, taught: bool) -> dict[str, An
     idle = [] if quantized else ["levels_factor"]
     idle += [] if taught else ["distill", "temperature"]
     return {name: value for name, value in asdict(settings).items() if name not in idle}
-
-
-def _digest(*examples: Examples) -> str:
-    """What tells data from other data."""
-    return hashlib.sha256("\n".join(repr(one) for part in examples for one in part).encode()).hexdigest()
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -1,0 +1,245 @@
+"""``lexibit search``: how much each weight's error should count."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.live import Live
+from rich.table import Table
+from safetensors.torch import save
+from transformers import PreTrainedModel
+
+from lexibit import __version__, checkpoint, tasks
+from lexibit.cli.measures import BatchSize, Data, Text
+from lexibit.cli.options import Model, takes_config
+from lexibit.cli.show import Json, console, number, print_json, table
+from lexibit.config import LexibitConfig
+from lexibit.errors import LexibitError, needs_extra
+from lexibit.fidelity import Reference
+from lexibit.files import write_json
+from lexibit.plan import storages
+
+if TYPE_CHECKING:
+    from lexibit.search import Found, Problem
+    from lexibit.search.trials import Trial
+
+_TRIALS = {"manual": 17, "model-wise": 50, "layer-wise": 20}
+_TEXTS = 100
+
+
+@takes_config
+def search(
+    model: Model,
+    config: LexibitConfig,
+    out: Annotated[Path, typer.Option(help="The new plan file, for lexibit quantize --plan.")],
+    task: Annotated[
+        str | None,
+        typer.Option(help=f"Search on training data of a task: {', '.join(tasks.names(tasks.Trainable))}."),
+    ] = None,
+    text: Text = None,
+    data: Data = None,
+    mode: Annotated[str, typer.Option(help="manual, model-wise or layer-wise.")] = "model-wise",
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            help="Trials; layer-wise, of each layer. If not given, 50 model-wise and 20 a layer.", min=1
+        ),
+    ] = None,
+    objective: Annotated[
+        str, typer.Option(help="With --task: the loss, or the metric, on training data.")
+    ] = "loss",
+    limit: Annotated[
+        int, typer.Option(help="Training examples, a sample by --seed, or texts of --text.", min=1)
+    ] = 512,
+    dev_limit: Annotated[
+        int | None, typer.Option(help="Held-out examples at most; all if not given.", min=1)
+    ] = None,
+    batch_size: BatchSize = 32,
+    sampler: Annotated[str, typer.Option(help="gp (Gaussian process) or tpe.")] = "gp",
+    study: Annotated[
+        str | None,
+        typer.Option(help="The name of the search in the storage; the name of --out if not given."),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="An Optuna storage URL; a SQLite file beside --out if not given.", metavar="URL"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Search how much the errors of weights should count, by their magnitude, as E, C and P.
+
+    Begins with no importance and with sixteen sets that were found by hand; a Gaussian process goes on from
+    there. A search that was killed goes on when the same command is given again, and another process that
+    names the same --study and --storage helps it. Held-out scores are measured at the end, never searched on.
+
+    [bold]Examples[/]
+
+    lexibit search ./my-bert-mrpc --scheme binary --bits 3 --task mrpc --data ./glue --out plan.json
+
+    lexibit search ./my-bert --bits 2 --text my.txt --mode layer-wise --out plan.json
+    """
+    with needs_extra("search"):
+        import optuna
+
+        from lexibit import search as searching
+        from lexibit.search.objective import Distance, Measured, checked, on_task
+        from lexibit.search.trials import storage as opened
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if (task is None) == (text is None):
+        raise LexibitError("give either --task NAME, to search on its training data, or --text FILE")
+    if out.exists():
+        raise LexibitError(f"{out}: exists already: choose another file, or remove it first")
+    folder = checkpoint.find(model)
+    if not folder.is_dir():
+        raise LexibitError(f"{model}: a search runs the model: give its folder, not a file of weights")
+    loaded, tokenizer = checkpoint.load_float(folder), checkpoint.load_tokenizer(folder)
+    chosen = None if task is None else tasks.trainable(task)
+    measured: Measured
+    if chosen is None:
+        texts = checkpoint.read_texts(text, limit)  # type: ignore[arg-type]
+        examples: Any = texts
+        measured = Distance(Reference(loaded, tokenizer, texts, batch_size=batch_size))
+    else:
+        examples = chosen.load(data, "train", limit=limit, seed=config.seed)
+        measured = on_task(objective, chosen, loaded, tokenizer, examples, batch_size=batch_size)
+    checked(measured, loaded)
+    problem = searching.Problem(loaded, config, measured)
+    settings = {
+        "version": __version__,
+        "model_sha256": _digest(loaded),
+        "config": config.to_dict(),
+        "objective": measured.name,
+        "examples_sha256": tasks.digest(examples),
+        "batch_size": batch_size,
+    }
+    view = _View(str(out), measured.name)
+    with Live(view.table(), console=console, transient=True) if _shown(json) else nullcontext() as live:
+
+        def seen(stage: str, trial: Trial) -> None:
+            view.add(stage, trial)
+            if live is not None:
+                live.update(view.table())
+
+        found = searching.search(
+            problem,
+            mode,
+            trials or _TRIALS.get(mode, 1),
+            study=study or out.stem,
+            where=opened(storage or f"sqlite:///{out.with_suffix('.db')}"),
+            seed=config.seed,
+            sampler=sampler,
+            settings=settings,
+            seen=seen,
+        )
+    report = {
+        "model": model,
+        "mode": mode,
+        "objective": measured.name,
+        "task": task,
+        "examples": len(examples),
+        "seed": config.seed,
+        "float": problem.float_value,
+        "start": found.start,
+        "found": found.value,
+        "importances": {name: str(asdict(one)) for name, one in found.importances.items()},
+        "held_out": _held_out(problem, found, chosen, tokenizer, data, dev_limit, batch_size),
+        "stages": {name: [asdict(trial) for trial in done] for name, done in found.stages.items()},
+    }
+    write_json(out, {"config": problem.result(found.importances).to_dict(), "search": report})
+    if json:
+        print_json({"out": str(out)} | report)
+        return
+    _print(out, problem, found, report)
+
+
+def _shown(json: bool) -> bool:
+    return not json and console.is_terminal
+
+
+def _digest(model: PreTrainedModel) -> str:
+    import hashlib
+
+    found = hashlib.sha256()
+    for parameter, uses in storages(model):
+        found.update(uses[0].name.encode())
+        found.update(save({"": parameter.detach().contiguous()}))
+    return found.hexdigest()
+
+
+def _held_out(
+    problem: Problem,
+    found: Found,
+    task: tasks.Trainable | None,
+    tokenizer: Any,
+    data: Path | None,
+    limit: int | None,
+    batch_size: int,
+) -> dict[str, Any] | None:
+    """Scores on the evaluation examples of the float model, without importance and with what was found."""
+    if task is None:
+        return None
+    examples = task.load(data, "dev", limit=limit, seed=problem.config.seed)
+    outcomes = {}
+    for name, importances in (("float", None), ("start", {}), ("found", found.importances)):
+        with nullcontext() if importances is None else problem.quantized(importances):
+            outcomes[name] = task.outcomes(problem.model, tokenizer, examples, batch_size=batch_size)
+    seed = problem.config.seed
+    scores = {name: [asdict(one) for one in task.scores(rows, seed=seed)] for name, rows in outcomes.items()}
+    gain = task.differences(outcomes["found"], outcomes["start"], seed=seed)
+    return {"scores": scores, "differences": [asdict(one) for one in gain]}
+
+
+class _View:
+    """The latest trials, and the best of each stage."""
+
+    def __init__(self, title: str, objective: str) -> None:
+        self._title, self._objective = title, objective
+        self._rows: list[tuple[str, Trial, float]] = []
+
+    def add(self, stage: str, trial: Trial) -> None:
+        before = [best for name, _, best in self._rows if name == stage]
+        values = [value for value in (*before[-1:], trial.value) if math.isfinite(value)]
+        self._rows.append((stage, trial, min(values, default=math.nan)))
+
+    def table(self) -> Table:
+        shown = table(
+            self._title, "stage", "#trial", "#E", "#1-C", "#P", f"#{self._objective}", "#best", "#s"
+        )
+        for stage, trial, best in self._rows[-10:]:
+            tried = [f"{trial.parameters[name]:.3g}" for name in ("E", "1-C", "P")]
+            value = number(trial.value, ".5f") if trial.fault is None else "failed"
+            shown.add_row(
+                stage, str(trial.number), *tried, value, number(best, ".5f"), f"{trial.seconds:.1f}"
+            )
+        return shown
+
+
+def _print(out: Path, problem: Problem, found: Found, report: dict[str, Any]) -> None:
+    shown = table(str(out), "layer", "#E", "#C", "#P", "#weights")
+    for layer in problem.layers:
+        one = found.importances[layer.name]
+        shown.add_row(layer.name, f"{one.E:g}", f"{one.C:g}", f"{one.P:g}", f"{layer.size:,}")
+    console.print(shown)
+    failed = [trial for done in found.stages.values() for trial in done if trial.fault is not None]
+    count = sum(map(len, found.stages.values()))
+    console.print(
+        f"{report['objective']}: float {number(problem.float_value, '.5f')}, without importance "
+        f"{number(found.start, '.5f')}, with it {number(found.value, '.5f')}; {count} trials"
+        + (f", {len(failed)} failed: {failed[0].fault}" if failed else ""),
+        highlight=False,
+    )
+    held = report["held_out"]
+    for place, gain in enumerate(held["differences"] if held else []):
+        values = [held["scores"][name][place]["value"] for name in ("float", "start", "found")]
+        spread = f"{number(gain['low'], '+.2f')} to {number(gain['high'], '+.2f')}"
+        console.print(
+            f"held out, {gain['metric']}: float {number(values[0])}, without importance {number(values[1])}, "
+            f"with it {number(values[2])}; difference {number(gain['value'], '+.2f')} ({spread}, "
+            f"p {number(gain['p'], '.3f')})",
+            highlight=False,
+        )

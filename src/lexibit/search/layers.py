@@ -1,0 +1,77 @@
+"""A model's layers, in order: the weights that are searched together, and the modules that run in a row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from lexibit.plan import Plan, PlannedWeight
+
+_NUMBERED = re.compile(r"(.*?\.\d+)\.|(.*?_l\d+)")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Weights that are searched together.
+
+    Attributes:
+        name: what they have in common, like ``bert.encoder.layer.3``.
+        weights: of the plan.
+    """
+
+    name: str
+    weights: tuple[PlannedWeight, ...]
+
+    @property
+    def size(self) -> int:
+        """How many numbers they hold."""
+        return sum(weight.spec.groups.rows * weight.spec.groups.columns for weight in self.weights)
+
+
+def layers(plan: Plan) -> list[Layer]:
+    """The layers of a plan, in the model's order.
+
+    A layer is what stands under one number (``encoder.layer.3``, ``rnns.0``), or, of weights without a
+    number, one module's (``embeddings``, ``pooler``). A weight that is used in several places counts where it
+    is used first.
+    """
+    found: dict[str, list[PlannedWeight]] = {}
+    for weight in plan.weights:
+        found.setdefault(_layer(weight.name), []).append(weight)
+    return [Layer(name, tuple(weights)) for name, weights in found.items()]
+
+
+def _layer(name: str) -> str:
+    if match := _NUMBERED.match(name):
+        return str(match[1] or match[2])
+    parts = name.split(".")
+    return ".".join(parts[:-2]) or parts[0]
+
+
+def blocks(model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
+    """The modules of a model that run one after another, each on what the one before it gave; may be none.
+
+    These are the modules of its one list of layers. A model with several, such as an encoder-decoder, or
+    whose layers are shared, has none here.
+    """
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and _alike(module)
+    ]
+    outer = [
+        (name, module)
+        for name, module in lists
+        if not any(name.startswith(f"{other}.") for other, _ in lists)
+    ]
+    if len(outer) != 1:
+        return []
+    ((name, module),) = outer
+    return [(f"{name}.{number}", child) for number, child in enumerate(module)]
+
+
+def _alike(module: nn.ModuleList) -> bool:
+    return len({type(child) for child in module}) == 1

@@ -1,0 +1,117 @@
+"""The three ways of searching: by hand, for the whole model, and layer after layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from optuna.storages import BaseStorage
+
+from lexibit.errors import unknown
+from lexibit.importance import Magnitude
+from lexibit.search.problem import Problem
+from lexibit.search.space import NONE, RANGES, STARTS, importance, parameters, spelling
+from lexibit.search.trials import Trial, Trials
+
+MODES = ("manual", "model-wise", "layer-wise")
+MODEL = "model"  # the stage in which all layers have one importance
+
+Seen = Callable[[str, Trial], None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        importances: of the layers.
+        start: the objective without any importance.
+        value: the objective with these; never more than at the start.
+        stages: by stage, the model's or a layer's, its trials.
+    """
+
+    importances: dict[str, Magnitude]
+    start: float
+    value: float
+    stages: dict[str, list[Trial]] = field(default_factory=dict)
+
+
+def search(
+    problem: Problem,
+    mode: str,
+    trials: int,
+    *,
+    study: str,
+    where: BaseStorage,
+    seed: int = 0,
+    sampler: str = "gp",
+    settings: Mapping[str, Any] | None = None,
+    seen: Seen = lambda stage, trial: None,
+) -> Found:
+    """Search importances by magnitude (Kwon, Lee et al. 2020).
+
+    The paper says: by hand, sixteen sets of (E, C, P); model-wise, one for the model, by Bayesian
+    optimisation; layer-wise, one a layer, layer after layer. We chose: all three begin with no importance and
+    with the sixteen, each for the whole model, so that they can only gain; layer-wise then goes on from the
+    best of these, through the layers as they run, and keeps for each what made the objective smallest,
+    beginning with what the layer has.
+
+    Args:
+        problem: the model and its objective.
+        mode: one of ``MODES``.
+        trials: model-wise, of the whole search, the 17 beginnings included; layer-wise, of each layer, and
+            the 17 come beyond them. Has no meaning by hand.
+        study: the name of the study in the storage; layer-wise, each layer has one of its own behind it.
+        where: the storage; what stands there is gone on from.
+        seed: of the sampler.
+        sampler: ``gp`` or ``tpe``.
+        settings: what else the objective depends on, to be the same as in the study that is there.
+        seen: is told of every trial that this process makes, and its stage.
+
+    Raises:
+        LexibitError: no such mode or sampler, a study with other settings, a storage that cannot be used, or
+            a stage in which every trial failed.
+    """
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES)
+    given = dict(settings or {})
+
+    def stage(name: str, starts: list[Magnitude], more: Mapping[str, Any]) -> Trials:
+        return Trials(
+            f"{study}/{name}",
+            where,
+            RANGES,
+            [parameters(one) for one in starts],
+            seed=seed,
+            sampler=sampler,
+            settings=given | dict(more),
+        )
+
+    names = [layer.name for layer in problem.layers]
+    first = stage(MODEL, list(STARTS), {})
+    first.run(
+        lambda found: problem.value(dict.fromkeys(names, importance(found))),
+        max(trials, len(STARTS)) if mode == "model-wise" else len(STARTS),
+        seen=partial(seen, MODEL),
+    )
+    best, done = first.best(), {MODEL: first.done()}
+    start = next((one.value for one in done[MODEL] if importance(one.parameters) == NONE), math.nan)
+    chosen, value = dict.fromkeys(names, importance(best.parameters)), best.value
+    for name in names if mode == "layer-wise" else []:
+        before = {layer: spelling(one) for layer, one in chosen.items()}
+        one = stage(name, list(dict.fromkeys([chosen[name], *STARTS])), {"importances": before})
+        one.run(partial(_with, problem, chosen, name), trials, seen=partial(seen, name))
+        done[name] = one.done()
+        if (found := one.best()).value < value:
+            chosen, value = chosen | {name: importance(found.parameters)}, found.value
+    return Found(chosen, start, value, done)
+
+
+def _with(
+    problem: Problem, chosen: Mapping[str, Magnitude], layer: str, parameters: Mapping[str, float]
+) -> float:
+    """The objective with another importance in one layer."""
+    return problem.value({**chosen, layer: importance(parameters)}, changing=layer)

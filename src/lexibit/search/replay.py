@@ -1,0 +1,118 @@
+"""Running only the part of a model that changed: what its first layers give is kept, and given again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Replay:
+    """Gives again what a model's first layers gave, for runs that ask the same in the same order.
+
+    A run is any function that calls the model, always with the same batches; the n-th call of one run has the
+    input of the n-th of any other. Which layers are replayed moves forward only, as a search does that goes
+    from layer to layer: what they give is computed from what is kept, once.
+
+    Args:
+        blocks: the modules that run one after another, each called once whenever the model is. With none,
+            nothing is kept, and all is run.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        self._blocks = list(blocks)
+        self._kept: list[Any] = []  # by call, what the block in front of the first that runs gave
+        self.first = 0
+
+    @property
+    def count(self) -> int:
+        """How many blocks there are."""
+        return len(self._blocks)
+
+    def advance(self, first: int, run: Callable[[], object]) -> None:
+        """Keep what the blocks in front of ``first`` give as they are now, by one run, and replay it on."""
+        first = min(first, self.count)
+        if first <= self.first:
+            return
+        kept: list[Any] = []
+        hook = self._blocks[first - 1].register_forward_hook(lambda *call: kept.append(_detached(call[2])))
+        try:
+            with self.replaying():
+                run()
+        finally:
+            hook.remove()
+        self.first, self._kept = first, kept
+
+    @contextmanager
+    def replaying(self) -> Iterator[None]:
+        """The model with its first blocks replaced by what they gave; for one run."""
+        skipped = self._blocks[: self.first]
+        calls = iter(self._kept)
+        current: list[Any] = [None]
+
+        def begin(*_: Any, **__: Any) -> Any:
+            current[0] = next(calls)
+            return current[0]
+
+        before = [module.__dict__.get("forward") for module in skipped]
+        try:
+            for place, module in enumerate(skipped):
+                # an attribute of the module itself, which hides its class's
+                module.__dict__["forward"] = begin if place == 0 else lambda *_, **__: current[0]
+            yield
+        finally:
+            for module, forward in zip(skipped, before, strict=True):
+                if forward is None:
+                    del module.__dict__["forward"]
+                else:
+                    module.__dict__["forward"] = forward
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, tuple):
+        return tuple(map(_detached, value))
+    return value
+
+
+def trace(
+    blocks: Sequence[nn.Module], modules: Iterable[nn.Module], run: Callable[[], object]
+) -> dict[nn.Module, int] | None:
+    """How many of a model's blocks have ended when each module is called first, by one run.
+
+    Args:
+        blocks: the modules that should run one after another, once in each call of the model.
+        modules: to look at.
+        run: calls the model.
+
+    Returns:
+        By module that was called; None if the blocks do not run so.
+    """
+    ended, seen, orderly = 0, dict[nn.Module, int](), True
+
+    def called(module: nn.Module, _: object) -> None:
+        seen[module] = min(seen.get(module, ended), ended)
+
+    def begins(module: nn.Module, _: object) -> None:
+        nonlocal ended, orderly
+        if module is blocks[0]:
+            orderly &= ended in (0, len(blocks))
+            ended = 0
+        orderly &= module is blocks[ended]
+
+    def ends(*_: object) -> None:
+        nonlocal ended
+        ended += 1
+
+    hooks = [block.register_forward_pre_hook(begins) for block in blocks]
+    hooks += [module.register_forward_pre_hook(called) for module in modules]
+    hooks += [block.register_forward_hook(ends) for block in blocks]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen if orderly and ended in (0, len(blocks)) else None

@@ -1,0 +1,316 @@
+"""Trials of a search, kept in a database: resumed after a kill, and shared by many processes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from lexibit.errors import LexibitError, unknown
+
+Parameters = Mapping[str, float]
+Ranges = Mapping[str, tuple[float, float, bool]]
+
+SAMPLERS = ("gp", "tpe")
+
+_WORKER, _PLACE, _FAULT, _SETTINGS = "worker", "place", "fault", "settings"
+_UNNAMED = 10.0  # seconds after which a trial that no process has put its name to has none
+_SILENT = 600.0  # seconds that a trial of another machine may always take
+_POLL = 0.5
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial that counts.
+
+    Attributes:
+        number: its place among those that count.
+        parameters: what was tried.
+        value: of the objective, less is better; NaN if it failed.
+        seconds: that it took.
+        fault: why it failed.
+    """
+
+    number: int
+    parameters: Parameters
+    value: float
+    seconds: float
+    fault: str | None = None
+
+
+def storage(url: str) -> optuna.storages.BaseStorage:
+    """The database that an Optuna storage URL names, like ``sqlite:///search.db``; made if it is not there.
+
+    Raises:
+        LexibitError: it cannot be reached.
+    """
+    with _answering(url):
+        # seconds that a process waits for another one's writing
+        engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+        return optuna.storages.RDBStorage(url, engine_kwargs=engine)
+
+
+class Trials:
+    """The trials of one study: what was tried, and what to try next.
+
+    A trial counts when its objective has a value, or failed by an error of its own. One whose process was
+    killed does not: the next process tries the same again, so that a search that was broken off ends where an
+    unbroken one does. What is tried at the n-th place depends on the seed, on n, and on the trials before it.
+
+    Several processes may work on one study at once: each takes the first place that is free. If two take the
+    same by chance, the earlier trial counts. A process of this machine is known to be gone when it is; one of
+    another machine when its trial takes twenty times as long as any before, and ten minutes at least.
+
+    Args:
+        name: of the study.
+        where: its storage.
+        ranges: by parameter: smallest and largest value, and whether it is drawn evenly in its logarithm.
+        starts: what is tried first.
+        seed: of the sampler.
+        sampler: ``gp`` (Gaussian process) or ``tpe``.
+        settings: all else that values depend on: a study that is there must have been made with the same.
+
+    Raises:
+        LexibitError: the study that is there has other settings, or the storage cannot be used.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        where: optuna.storages.BaseStorage,
+        ranges: Ranges,
+        starts: Sequence[Parameters],
+        *,
+        seed: int = 0,
+        sampler: str = "gp",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        if sampler not in SAMPLERS:
+            raise unknown("sampler", sampler, SAMPLERS)
+        self.name, self._seed, self._kind, self._starts = name, seed, sampler, list(starts)
+        self._ranges = dict(ranges)
+        self._space: dict[str, BaseDistribution] = {
+            key: FloatDistribution(low, high, log=log) for key, (low, high, log) in ranges.items()
+        }
+        self._given = _Given()
+        with _answering(name):
+            self._study = optuna.create_study(
+                storage=where, study_name=name, sampler=self._given, load_if_exists=True
+            )
+            self._settle(dict(settings or {}) | {"seed": seed, "sampler": sampler})
+
+    def _settle(self, settings: dict[str, Any]) -> None:
+        before = self._study.user_attrs.get(_SETTINGS)
+        if before is None:
+            self._study.set_user_attr(_SETTINGS, settings)
+            return
+        for key in sorted(settings.keys() | before.keys()):
+            if settings.get(key) != before.get(key):
+                raise LexibitError(
+                    f"study {self.name!r}: was begun with {key} {before.get(key)!r}, now it is "
+                    f"{settings.get(key)!r}: go on with what it had, or name another --study"
+                )
+
+    def run(
+        self,
+        objective: Callable[[Parameters], float],
+        count: int,
+        *,
+        seen: Callable[[Trial], None] = lambda trial: None,
+    ) -> None:
+        """Try until ``count`` trials count, those of other processes included.
+
+        Args:
+            objective: of the parameters; less is better. An error of lexibit's, or a value that is not
+                finite, is a failed trial, and the search goes on.
+            count: how many trials.
+            seen: is told of every trial of this process.
+
+        Raises:
+            LexibitError: the storage cannot be used.
+        """
+        with _answering(self.name):
+            while True:
+                self._bury()
+                places = self._places()
+                free = next((place for place in range(count) if place not in places), None)
+                if free is not None:
+                    self._one(free, objective, seen)
+                elif all(trial.state.is_finished() for trial in places.values()):
+                    return
+                else:
+                    time.sleep(_POLL)  # another process is at the last ones
+
+    def _one(
+        self, place: int, objective: Callable[[Parameters], float], seen: Callable[[Trial], None]
+    ) -> None:
+        trial = self._study.ask()
+        trial.set_user_attr(_WORKER, _me())
+        trial.set_user_attr(_PLACE, place)
+        try:
+            mine = next(one for one in self._all() if one.number == trial.number)
+            self._given.parameters = self._propose(place, mine)
+            parameters = {
+                key: trial.suggest_float(key, low, high, log=log)
+                for key, (low, high, log) in self._ranges.items()
+            }
+            value, fault = _value(objective, parameters)
+        except BaseException:
+            self._study.tell(trial, state=TrialState.FAIL)
+            raise
+        if fault is None:
+            self._study.tell(trial, value, skip_if_finished=True)
+        else:
+            trial.set_user_attr(_FAULT, fault)
+            self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        seen(next(one for one in self.done() if one.number == place))
+
+    def _propose(self, place: int, trial: FrozenTrial) -> Parameters:
+        """What to try at a place."""
+        if place < len(self._starts):
+            return self._starts[place]
+        # of its own for every place, so that a resumed search draws what an unbroken one would
+        seed = int.from_bytes(hashlib.sha256(f"{self._seed} {place}".encode()).digest()[:4], "little")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # optuna's, about what it calls experimental
+            sampler: BaseSampler = (
+                GPSampler(seed=seed, deterministic_objective=True)
+                if self._kind == "gp"
+                else TPESampler(seed=seed, multivariate=True)
+            )
+            found = sampler.sample_relative(self._study, trial, self._space)
+            return {
+                key: found[key] if key in found else sampler.sample_independent(self._study, trial, key, one)
+                for key, one in self._space.items()
+            }
+
+    def done(self) -> list[Trial]:
+        """The trials that count and are finished, in order."""
+        with _answering(self.name):
+            places = self._places()
+        return [
+            Trial(
+                place,
+                dict(trial.params),
+                math.nan if trial.value is None else trial.value,
+                trial.duration.total_seconds() if trial.duration else math.nan,
+                trial.user_attrs.get(_FAULT),
+            )
+            for place, trial in sorted(places.items())
+            if trial.state.is_finished()
+        ]
+
+    def best(self) -> Trial:
+        """The trial of the least value, the first of equal ones.
+
+        Raises:
+            LexibitError: all have failed.
+        """
+        done = self.done()
+        good = [trial for trial in done if trial.fault is None]
+        if not good:
+            reason = f": {done[0].fault}" if done else ""
+            raise LexibitError(f"study {self.name!r}: none of its {len(done)} trials succeeded{reason}")
+        return min(good, key=lambda trial: trial.value)
+
+    def _all(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+    def _places(self) -> dict[int, FrozenTrial]:
+        """The trial at each place that is taken: the first that was not given up."""
+        found: dict[int, FrozenTrial] = {}
+        for trial in self._all():
+            if _PLACE in trial.user_attrs and not _killed(trial):
+                found.setdefault(trial.user_attrs[_PLACE], trial)
+        return found
+
+    def _bury(self) -> None:
+        """Give up the trials whose process is gone."""
+        trials = self._all()
+        longest = max((trial.duration.total_seconds() for trial in trials if trial.duration), default=0.0)
+        for trial in trials:
+            if trial.state == TrialState.RUNNING and _gone(trial, max(_SILENT, 20 * longest)):
+                self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+
+class _Given(BaseSampler):
+    """A sampler that gives what it was given: what to try is decided when a trial has its place."""
+
+    parameters: Parameters = {}  # noqa: RUF012
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        return self.parameters[param_name]
+
+
+def _value(objective: Callable[[Parameters], float], parameters: Parameters) -> tuple[float, str | None]:
+    try:
+        value = objective(parameters)
+    except LexibitError as error:
+        return math.nan, str(error)
+    return value, None if math.isfinite(value) else f"the objective is {value}"
+
+
+def _killed(trial: FrozenTrial) -> bool:
+    """Whether a trial came to nothing because its process ended."""
+    return trial.state == TrialState.FAIL and _FAULT not in trial.user_attrs
+
+
+def _me() -> str:
+    return f"{socket.gethostname()} {os.getpid()} {_born(os.getpid())}"
+
+
+def _gone(trial: FrozenTrial, silent: float) -> bool:
+    """Whether the process of a running trial has ended; on another machine, if it took ``silent`` s."""
+    since = time.time() - (trial.datetime_start.timestamp() if trial.datetime_start else 0.0)
+    worker = trial.user_attrs.get(_WORKER)
+    if worker is None:
+        return since > _UNNAMED
+    host, process, born = worker.split()
+    return _born(int(process)) != born if host == socket.gethostname() else since > silent
+
+
+def _born(process: int) -> str:
+    """When a process of this machine began, in the machine's own count; empty if there is none."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except OSError:
+        pass
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return ""
+    return "?"
+
+
+@contextmanager
+def _answering(what: str) -> Iterator[None]:
+    """Errors of a storage as lexibit's own."""
+    import sqlalchemy.exc
+
+    try:
+        yield
+    except (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise LexibitError(
+            f"{what}: the storage of the search cannot be used ({reason}): see that its URL is right, that "
+            "it can be reached, and that its disk is not full; what it holds stays"
+        ) from error
