@@ -742,3 +742,18 @@ def test_search_on_text_and_what_it_refuses(run_json, fails, float_folder, class
     assert "unknown mode 'hand'" in fails(*line, "--text", text, "--mode", "hand")
     assert "does not use importances" in fails(*line, "--text", text, "--scheme", "lq")
     assert "cannot be used" in fails(*line, "--text", text, "--storage", "sqlite:////no/such/place.db")
+
+
+def test_search_for_bits_keeps_its_budget(run, run_json, float_folder, classified, tmp_path):
+    model, out = float_folder(), tmp_path / "plan.json"
+    line = ["search", model, "--groups", "row", "--levels-dtype", "float16", "--budget", "6", "--limit", "10"]
+    line += ["--task", "classification", "--data", classified, "--out", out]
+    code, shown, err = run(*line)
+    assert code == 0, err
+    assert "stored bits a weight; 0 trials" in shown
+    report = json.loads(out.read_text())["search"]
+    assert report["mode"] is None
+    assert len(report["sensitivities"]["bert.pooler"]) == 6
+    packed = run_json("quantize", model, tmp_path / "packed", "--plan", out)
+    assert packed["bits_per_weight"] == pytest.approx(report["bits_per_weight"])
+    assert report["bits_per_weight"] <= 6

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 import lexibit
 from lexibit import LexibitConfig, LexibitError
 from lexibit.fidelity import Reference
-from lexibit.importance import Magnitude
-from lexibit.search import Problem, search
+from lexibit.search import Problem, Setting, search
 from lexibit.search.layers import blocks, layers
 from lexibit.search.objective import Distance
 from lexibit.search.replay import Replay
@@ -51,17 +50,17 @@ def test_what_is_kept_changes_no_value(made: Any, name: str) -> None:
     fast, slow = made(name), made(name, reuse=False)
     assert [layer.name for layer in fast.layers] == [layer.name for layer in slow.layers] or name != "bert"
     before = {key: value.clone() for key, value in fast.model.state_dict().items()}
-    chosen: dict[str, Magnitude] = {}
+    chosen: dict[str, Setting] = {}
     values = []
     for layer in fast.layers:
-        for one in (SETS[0], SETS[13]):
+        for one in (Setting(SETS[0]), Setting(SETS[13], bits=3)):
             tried = chosen | {layer.name: one}
             values.append(fast.value(tried, changing=layer.name))
             assert values[-1] == slow.value(tried)
-        chosen[layer.name] = SETS[13]
+        chosen[layer.name] = Setting(SETS[13], bits=3)
     # back to the first layer, with nothing of what was kept
     first = fast.layers[0].name
-    assert fast.value({first: SETS[0]}, changing=first) == values[0]
+    assert fast.value({first: Setting(SETS[0])}, changing=first) == values[0]
     assert len(set(values)) > 2
     assert fast.model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[key]) for key, value in fast.model.state_dict().items())
@@ -77,13 +76,15 @@ def test_only_what_depends_on_a_change_is_done_again(made: Any) -> None:
     batches = runs["encoder.layer.1"]
     assert batches == 5
     before = problem._codes.quantized
-    problem.value({"encoder.layer.1": SETS[0]}, changing="encoder.layer.1")
+    problem.value({"encoder.layer.1": Setting(SETS[0])}, changing="encoder.layer.1")
     assert problem._codes.quantized - before == len(problem.layers[2].weights)
     runs.clear()
-    problem.value({"encoder.layer.1": SETS[1]}, changing="encoder.layer.1")
+    problem.value({"encoder.layer.1": Setting(SETS[1])}, changing="encoder.layer.1")
     assert runs["encoder.layer.1"] == runs["pooler"] == batches
     assert not any(name.startswith("encoder.layer.0.") for name in runs)
-    assert problem.value({"encoder.layer.0": SETS[0]}) == made("bert").value({"encoder.layer.0": SETS[0]})
+    assert problem.value({"encoder.layer.0": Setting(SETS[0])}) == made("bert").value(
+        {"encoder.layer.0": Setting(SETS[0])}
+    )
 
 
 def test_the_result_is_the_model_that_was_measured(made: Any, tmp_path: Path, tiny_tokenizer: Any) -> None:
@@ -94,7 +95,7 @@ def test_the_result_is_the_model_that_was_measured(made: Any, tmp_path: Path, ti
     assert found.start == found.stages["model"][0].value
     assert list(found.stages) == ["model", *(layer.name for layer in problem.layers)]
     assert [len(done) for done in found.stages.values()] == [len(STARTS), 4, 4, 4, 4]
-    config = problem.result(found.importances)
+    config = problem.result(found.settings)
     reference = Reference(problem.model, tiny_tokenizer(), TEXTS, batch_size=8)
     plan = lexibit.quantize(problem.model, config, progress=False)
     assert {weight.spec.bits for weight in plan.weights if ".query" in weight.name} == {3}
@@ -105,7 +106,7 @@ def test_by_hand_and_for_the_whole_model(made: Any, tmp_path: Path) -> None:
     problem, where = made("bert"), storage(f"sqlite:///{tmp_path / 'a.db'}")
     by_hand = search(problem, "manual", 1, study="hand", where=where)
     assert [len(done) for done in by_hand.stages.values()] == [17]
-    assert len(set(by_hand.importances.values())) == 1
+    assert len(set(by_hand.settings.values())) == 1
     whole = search(problem, "model-wise", 20, study="whole", where=where)
     assert [len(done) for done in whole.stages.values()] == [20]
     assert whole.value <= by_hand.value
@@ -113,13 +114,13 @@ def test_by_hand_and_for_the_whole_model(made: Any, tmp_path: Path) -> None:
     assert again == whole
     with pytest.raises(LexibitError, match="unknown mode 'layerwise': did you mean 'layer-wise'"):
         search(problem, "layerwise", 1, study="x", where=where)
+    with pytest.raises(LexibitError, match="scheme 'lq' does not use importances"):
+        search(made("bert", config=LexibitConfig("lq", 2)), "manual", 1, study="x", where=where)
 
 
 def test_what_cannot_be_searched_is_refused(made: Any, tiny_model: Any) -> None:
     with pytest.raises(LexibitError, match=r"has the importance 'E=1' already"):
         made("bert", config=LexibitConfig("binary", 2, importance="E=1"))
-    with pytest.raises(LexibitError, match="does not use importances"):
-        made("bert", config=LexibitConfig("lq", 2))
     model = tiny_model("bert")
     lexibit.quantize(model, CODES, progress=False)
     with pytest.raises(LexibitError, match="quantized already"):

@@ -43,7 +43,21 @@ def search(
     ] = None,
     text: Text = None,
     data: Data = None,
-    mode: Annotated[str, typer.Option(help="manual, model-wise or layer-wise.")] = "model-wise",
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="How importances are searched: manual, model-wise or layer-wise; model-wise if not given, "
+            "and not at all with --budget alone."
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="Choose the bits of each layer, 1 to 6, in place of --bits, so that weights take so many "
+            "stored bits in the mean.",
+            min=0,
+        ),
+    ] = None,
     trials: Annotated[
         int | None,
         typer.Option(
@@ -71,7 +85,7 @@ def search(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Search how much the errors of weights should count, by their magnitude, as E, C and P.
+    """Search how much the errors of weights should count, as E, C and P, and the bits of each layer.
 
     Begins with no importance and with sixteen sets that were found by hand; a Gaussian process goes on from
     there. A search that was killed goes on when the same command is given again, and another process that
@@ -82,6 +96,8 @@ def search(
     lexibit search ./my-bert-mrpc --scheme binary --bits 3 --task mrpc --data ./glue --out plan.json
 
     lexibit search ./my-bert --bits 2 --text my.txt --mode layer-wise --out plan.json
+
+    lexibit search ./my-bert-mrpc --budget 3 --groups row --task mrpc --data ./glue --out plan.json
     """
     with needs_extra("search"):
         import optuna
@@ -117,6 +133,10 @@ def search(
         "examples_sha256": tasks.digest(examples),
         "batch_size": batch_size,
     }
+    if mode is None and budget is None:
+        mode = "model-wise"
+    options = {} if budget is None else searching.sensitivities(problem, progress=_shown(json))
+    bits = {} if budget is None else searching.under(options, budget, problem)
     view = _View(str(out), measured.name)
     with Live(view.table(), console=console, transient=True) if _shown(json) else nullcontext() as live:
 
@@ -128,7 +148,8 @@ def search(
         found = searching.search(
             problem,
             mode,
-            trials or _TRIALS.get(mode, 1),
+            trials or _TRIALS.get(mode or "", 1),
+            bits=bits,
             study=study or out.stem,
             where=opened(storage or f"sqlite:///{out.with_suffix('.db')}"),
             seed=config.seed,
@@ -139,6 +160,9 @@ def search(
     report = {
         "model": model,
         "mode": mode,
+        "budget": budget,
+        "bits_per_weight": problem.bits_per_weight(found.settings),
+        "sensitivities": {name: [one._asdict() for one in some] for name, some in options.items()},
         "objective": measured.name,
         "task": task,
         "examples": len(examples),
@@ -146,11 +170,11 @@ def search(
         "float": problem.float_value,
         "start": found.start,
         "found": found.value,
-        "importances": {name: str(asdict(one)) for name, one in found.importances.items()},
+        "settings": {name: asdict(one) for name, one in found.settings.items()},
         "held_out": _held_out(problem, found, chosen, tokenizer, data, dev_limit, batch_size),
         "stages": {name: [asdict(trial) for trial in done] for name, done in found.stages.items()},
     }
-    write_json(out, {"config": problem.result(found.importances).to_dict(), "search": report})
+    write_json(out, {"config": problem.result(found.settings).to_dict(), "search": report})
     if json:
         print_json({"out": str(out)} | report)
         return
@@ -180,13 +204,13 @@ def _held_out(
     limit: int | None,
     batch_size: int,
 ) -> dict[str, Any] | None:
-    """Scores on the evaluation examples of the float model, without importance and with what was found."""
+    """Scores on the evaluation examples: of the float model, as configured, and with what was found."""
     if task is None:
         return None
     examples = task.load(data, "dev", limit=limit, seed=problem.config.seed)
     outcomes = {}
-    for name, importances in (("float", None), ("start", {}), ("found", found.importances)):
-        with nullcontext() if importances is None else problem.quantized(importances):
+    for name, settings in (("float", None), ("start", {}), ("found", found.settings)):
+        with nullcontext() if settings is None else problem.quantized(settings):
             outcomes[name] = task.outcomes(problem.model, tokenizer, examples, batch_size=batch_size)
     seed = problem.config.seed
     scores = {name: [asdict(one) for one in task.scores(rows, seed=seed)] for name, rows in outcomes.items()}
@@ -220,16 +244,20 @@ class _View:
 
 
 def _print(out: Path, problem: Problem, found: Found, report: dict[str, Any]) -> None:
-    shown = table(str(out), "layer", "#E", "#C", "#P", "#weights")
+    shown = table(str(out), "layer", "#bits", "#E", "#C", "#P", "#weights")
     for layer in problem.layers:
-        one = found.importances[layer.name]
-        shown.add_row(layer.name, f"{one.E:g}", f"{one.C:g}", f"{one.P:g}", f"{layer.size:,}")
+        one = found.settings[layer.name].importance
+        bits = {weight.spec.bits for weight in layer.weights}
+        chosen = found.settings[layer.name].bits
+        row = [", ".join(map(str, sorted(bits))) if chosen is None else str(chosen)]
+        shown.add_row(layer.name, *row, f"{one.E:g}", f"{one.C:g}", f"{one.P:g}", f"{layer.size:,}")
     console.print(shown)
     failed = [trial for done in found.stages.values() for trial in done if trial.fault is not None]
     count = sum(map(len, found.stages.values()))
     console.print(
-        f"{report['objective']}: float {number(problem.float_value, '.5f')}, without importance "
-        f"{number(found.start, '.5f')}, with it {number(found.value, '.5f')}; {count} trials"
+        f"{report['objective']}: float {number(problem.float_value, '.5f')}, as configured "
+        f"{number(found.start, '.5f')}, found {number(found.value, '.5f')} at "
+        f"{report['bits_per_weight']:.3f} stored bits a weight; {count} trials"
         + (f", {len(failed)} failed: {failed[0].fault}" if failed else ""),
         highlight=False,
     )
@@ -238,8 +266,8 @@ def _print(out: Path, problem: Problem, found: Found, report: dict[str, Any]) ->
         values = [held["scores"][name][place]["value"] for name in ("float", "start", "found")]
         spread = f"{number(gain['low'], '+.2f')} to {number(gain['high'], '+.2f')}"
         console.print(
-            f"held out, {gain['metric']}: float {number(values[0])}, without importance {number(values[1])}, "
-            f"with it {number(values[2])}; difference {number(gain['value'], '+.2f')} ({spread}, "
+            f"held out, {gain['metric']}: float {number(values[0])}, as configured {number(values[1])}, "
+            f"found {number(values[2])}; difference {number(gain['value'], '+.2f')} ({spread}, "
             f"p {number(gain['p'], '.3f')})",
             highlight=False,
         )

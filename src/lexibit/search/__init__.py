@@ -1,9 +1,10 @@
-"""Search for how much each weight's error should count, on training data or text.
+"""Search for how much each weight's error should count, and for its bits, on training data or text.
 
 Needs the packages of the extra ``search``.
 """
 
+from lexibit.search.bits import sensitivities, under
 from lexibit.search.modes import MODES, Found, search
-from lexibit.search.problem import Problem
+from lexibit.search.problem import Problem, Setting
 
-__all__ = ["MODES", "Found", "Problem", "search"]
+__all__ = ["MODES", "Found", "Problem", "Setting", "search", "sensitivities", "under"]

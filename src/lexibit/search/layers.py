@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from torch import nn
 
@@ -28,7 +29,7 @@ class Layer:
     @property
     def size(self) -> int:
         """How many numbers they hold."""
-        return sum(weight.spec.groups.rows * weight.spec.groups.columns for weight in self.weights)
+        return sum(prod(weight.spec.shape) for weight in self.weights)
 
 
 def layers(plan: Plan) -> list[Layer]:

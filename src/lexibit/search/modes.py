@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,8 @@ from optuna.storages import BaseStorage
 
 from lexibit.errors import unknown
 from lexibit.importance import Magnitude
-from lexibit.search.problem import Problem
+from lexibit.schemes import does_not_weigh
+from lexibit.search.problem import Problem, Setting
 from lexibit.search.space import NONE, RANGES, STARTS, importance, parameters, spelling
 from lexibit.search.trials import Trial, Trials
 
@@ -27,13 +28,13 @@ class Found:
     """What a search found.
 
     Attributes:
-        importances: of the layers.
-        start: the objective without any importance.
-        value: the objective with these; never more than at the start.
+        settings: of the layers.
+        start: the objective as configured, without any importance.
+        value: the objective with these settings; with the bits as configured never more than at the start.
         stages: by stage, the model's or a layer's, its trials.
     """
 
-    importances: dict[str, Magnitude]
+    settings: dict[str, Setting]
     start: float
     value: float
     stages: dict[str, list[Trial]] = field(default_factory=dict)
@@ -41,9 +42,10 @@ class Found:
 
 def search(
     problem: Problem,
-    mode: str,
+    mode: str | None,
     trials: int,
     *,
+    bits: Mapping[str, int] | None = None,
     study: str,
     where: BaseStorage,
     seed: int = 0,
@@ -61,9 +63,10 @@ def search(
 
     Args:
         problem: the model and its objective.
-        mode: one of ``MODES``.
+        mode: one of ``MODES``; without, only the bits are looked at.
         trials: model-wise, of the whole search, the 17 beginnings included; layer-wise, of each layer, and
             the 17 come beyond them. Has no meaning by hand.
+        bits: of each layer's codes, as of :func:`lexibit.search.bits.under`; as configured if not given.
         study: the name of the study in the storage; layer-wise, each layer has one of its own behind it.
         where: the storage; what stands there is gone on from.
         seed: of the sampler.
@@ -75,9 +78,17 @@ def search(
         LexibitError: no such mode or sampler, a study with other settings, a storage that cannot be used, or
             a stage in which every trial failed.
     """
-    if mode not in MODES:
+    if mode is not None and mode not in MODES:
         raise unknown("mode", mode, MODES)
-    given = dict(settings or {})
+    names = [layer.name for layer in problem.layers]
+    plain = {name: Setting(bits=(bits or {}).get(name)) for name in names}
+    start = problem.value({}) if bits or mode is None else math.nan
+    if mode is None:
+        return Found(plain, start, problem.value(plain))
+    recipes = [weight.recipe for layer in problem.layers for weight in layer.weights]
+    if not any(recipe.fitting().weighs for recipe in recipes):
+        raise does_not_weigh(recipes[0].scheme)
+    given = dict(settings or {}) | {"bits": dict(bits or {})}
 
     def stage(name: str, starts: list[Magnitude], more: Mapping[str, Any]) -> Trials:
         return Trials(
@@ -90,28 +101,38 @@ def search(
             settings=given | dict(more),
         )
 
-    names = [layer.name for layer in problem.layers]
     first = stage(MODEL, list(STARTS), {})
     first.run(
-        lambda found: problem.value(dict.fromkeys(names, importance(found))),
+        lambda found: problem.value(_all(plain, importance(found))),
         max(trials, len(STARTS)) if mode == "model-wise" else len(STARTS),
         seen=partial(seen, MODEL),
     )
     best, done = first.best(), {MODEL: first.done()}
-    start = next((one.value for one in done[MODEL] if importance(one.parameters) == NONE), math.nan)
-    chosen, value = dict.fromkeys(names, importance(best.parameters)), best.value
+    if not bits:
+        start = next((one.value for one in done[MODEL] if importance(one.parameters) == NONE), math.nan)
+    chosen, value = _all(plain, importance(best.parameters)), best.value
     for name in names if mode == "layer-wise" else []:
-        before = {layer: spelling(one) for layer, one in chosen.items()}
-        one = stage(name, list(dict.fromkeys([chosen[name], *STARTS])), {"importances": before})
-        one.run(partial(_with, problem, chosen, name), trials, seen=partial(seen, name))
+        before = {layer: spelling(one.importance) for layer, one in chosen.items()}
+        starts = list(dict.fromkeys([chosen[name].importance, *STARTS]))
+        one = stage(name, starts, {"importances": before})
+        one.run(partial(_value, problem, chosen, name), trials, seen=partial(seen, name))
         done[name] = one.done()
         if (found := one.best()).value < value:
-            chosen, value = chosen | {name: importance(found.parameters)}, found.value
+            chosen, value = _with(chosen, name, importance(found.parameters)), found.value
     return Found(chosen, start, value, done)
 
 
-def _with(
-    problem: Problem, chosen: Mapping[str, Magnitude], layer: str, parameters: Mapping[str, float]
+def _all(settings: Mapping[str, Setting], importance: Magnitude) -> dict[str, Setting]:
+    """Settings with one importance for all layers."""
+    return {name: replace(one, importance=importance) for name, one in settings.items()}
+
+
+def _with(settings: Mapping[str, Setting], layer: str, importance: Magnitude) -> dict[str, Setting]:
+    """Settings with another importance in one layer."""
+    return {**settings, layer: replace(settings[layer], importance=importance)}
+
+
+def _value(
+    problem: Problem, settings: Mapping[str, Setting], layer: str, parameters: Mapping[str, float]
 ) -> float:
-    """The objective with another importance in one layer."""
-    return problem.value({**chosen, layer: importance(parameters)}, changing=layer)
+    return problem.value(_with(settings, layer, importance(parameters)), changing=layer)

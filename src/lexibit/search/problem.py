@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from glob import escape
 
 from transformers import PreTrainedModel
@@ -14,14 +14,27 @@ from lexibit.errors import LexibitError
 from lexibit.importance import Magnitude
 from lexibit.nn import codebooks
 from lexibit.plan import Plan, PlannedWeight
-from lexibit.schemes import does_not_weigh
 from lexibit.search.codes import Codes
-from lexibit.search.layers import blocks, layers
+from lexibit.search.layers import Layer, blocks, layers
 from lexibit.search.replay import Replay, trace
 from lexibit.search.space import NONE, spelling
 
-Assignment = Mapping[str, Magnitude]
-"""The importance in each layer, by its name; in layers that are not named every weight counts alike."""
+
+@dataclass(frozen=True)
+class Setting:
+    """What a search decides for a layer.
+
+    Attributes:
+        importance: of its weights.
+        bits: of a code; as configured if not given.
+    """
+
+    importance: Magnitude = NONE
+    bits: int | None = None
+
+
+Assignment = Mapping[str, Setting]
+"""The setting of each layer, by its name; of layers that are not named it is that without importance."""
 
 
 class Problem:
@@ -38,8 +51,7 @@ class Problem:
         float_value: the objective of the float model.
 
     Raises:
-        LexibitError: the model is quantized already, has an importance already, or its schemes have no use
-            for any.
+        LexibitError: the model is quantized already, or has an importance already.
     """
 
     def __init__(
@@ -60,8 +72,6 @@ class Problem:
                 f"{named.name} has the importance {named.recipe.importance!r} already, and importances are "
                 "what is searched: leave it out"
             )
-        if not any(one.recipe.fitting().weighs for one in plan.weights):
-            raise does_not_weigh(plan.weights[0].recipe.scheme)
         self.model, self.config, self._objective, self._reuse = model, config, objective, reuse
         row = [module for _, module in blocks(model)] if reuse else []
         users = {use.module for weight in plan.weights for use in weight.uses}
@@ -69,7 +79,7 @@ class Problem:
         seen = trace(row, users, lambda: values.append(objective(model)))
         self.float_value = values[0]
         self._row = row if seen is not None else []
-        self._replay, self._settled = Replay(self._row), dict[str, Magnitude]()
+        self._replay, self._settled = Replay(self._row), dict[str, Setting | None]()
         self._codes = Codes(config)
         found = layers(plan)
         # what is read without a call, at a time that nobody knows, counts as read at once
@@ -80,65 +90,83 @@ class Problem:
         }
         self.layers = sorted(found, key=lambda layer: self._position[layer.name])
 
-    def value(self, importances: Assignment, changing: str | None = None) -> float:
-        """The objective with some importances.
+    def value(self, settings: Assignment, changing: str | None = None, *, only: bool = False) -> float:
+        """The objective with some settings.
 
         Args:
-            importances: of the layers.
-            changing: the layer of which the caller will try more importances: what runs in front of it is
-                kept from now on, for as long as the importances there stay.
+            settings: of the layers.
+            changing: the layer of which the caller will try more settings: what runs in front of it is kept
+                from now on, for as long as the settings there stay.
+            only: whether layers that are not named stay in full precision.
 
         Raises:
             LexibitError: a weight that cannot be quantized so.
         """
-        if self._in_front(self._replay.first, importances) != self._settled:
+        if self._in_front(self._replay.first, settings, only) != self._settled:
             self._replay, self._settled = Replay(self._row), {}
-        with self.quantized(importances):
+        with self.quantized(settings, only=only):
             if changing is not None and self._replay.first < self._position[changing]:
                 self._replay.advance(self._position[changing], lambda: self._objective(self.model))
-                self._settled = self._in_front(self._replay.first, importances)
+                self._settled = self._in_front(self._replay.first, settings, only)
             with self._replay.replaying():
                 return self._objective(self.model)
 
     @contextmanager
-    def quantized(self, importances: Assignment) -> Iterator[None]:
-        """The model quantized with some importances inside; the float model afterwards."""
+    def quantized(self, settings: Assignment, *, only: bool = False) -> Iterator[None]:
+        """The model quantized with some settings inside; the float model afterwards."""
         if not self._reuse:
             self._codes = Codes(self.config)
         wanted = [
-            (weight, _recipe(weight, importances.get(layer.name, NONE)))
+            (weight, _recipe(weight, settings.get(layer.name, _PLAIN)))
             for layer in self.layers
             for weight in layer.weights
+            if layer.name in settings or not only
         ]
         with self._codes.installed(wanted):
             yield
 
-    def _in_front(self, first: int, importances: Assignment) -> dict[str, Magnitude]:
-        """The importances of what runs in front of a block."""
+    def _in_front(self, first: int, settings: Assignment, only: bool) -> dict[str, Setting | None]:
+        """The settings of what runs in front of a block; None for full precision."""
         return {
-            layer.name: importances.get(layer.name, NONE)
+            layer.name: settings.get(layer.name, None if only else _PLAIN)
             for layer in self.layers
             if self._position[layer.name] < first
         }
 
-    def result(self, importances: Assignment) -> LexibitConfig:
-        """The configuration that quantizes the model with these importances."""
-        settings = self.config.to_dict()
-        rules = dict(settings.pop("rules", None) or {})
+    def nbytes(self, layer: Layer, setting: Setting) -> int:
+        """All that is stored of a layer with a setting."""
+        return sum(weight.by(_recipe(weight, setting)).bytes_after for weight in layer.weights)
+
+    def bits_per_weight(self, settings: Assignment) -> float:
+        """The mean stored bits of a weight with some settings, every byte counted."""
+        stored = sum(self.nbytes(layer, settings.get(layer.name, _PLAIN)) for layer in self.layers)
+        return 8 * stored / max(sum(layer.size for layer in self.layers), 1)
+
+    def result(self, settings: Assignment) -> LexibitConfig:
+        """The configuration that quantizes the model with these settings."""
+        config = self.config.to_dict()
+        rules = dict(config.pop("rules", None) or {})
         for layer in self.layers:
             for weight in layer.weights:
-                said = _recipe(weight, importances.get(layer.name, NONE)).importance
-                if said is not None:
+                recipe = _recipe(weight, settings.get(layer.name, _PLAIN))
+                own: dict[str, object] = {}
+                if recipe.importance is not None:
+                    own["importance"] = recipe.importance
+                if recipe.bits != weight.recipe.bits:
+                    own["bits"] = recipe.bits
+                if own:
                     # behind the user's own rules, of which those that match still count
-                    rules[escape(weight.name)] = dict(rules.pop(escape(weight.name), {})) | {
-                        "importance": said
-                    }
-        settings.pop("quant_method", None)
-        return LexibitConfig(**settings, rules=rules)
+                    rules[escape(weight.name)] = dict(rules.pop(escape(weight.name), {})) | own
+        config.pop("quant_method", None)
+        return LexibitConfig(**config, rules=rules)
 
 
-def _recipe(weight: PlannedWeight, importance: Magnitude) -> Recipe:
-    """How a weight is quantized with an importance, if its scheme has a use for one."""
-    if not weight.recipe.fitting().weighs:
-        return weight.recipe
-    return replace(weight.recipe, importance=spelling(importance))
+_PLAIN = Setting()
+
+
+def _recipe(weight: PlannedWeight, setting: Setting) -> Recipe:
+    """How a weight is quantized with a setting, of which importance counts if its scheme has a use for it."""
+    recipe = weight.recipe if setting.bits is None else replace(weight.recipe, bits=setting.bits)
+    if not recipe.fitting().weighs:
+        return recipe
+    return replace(recipe, importance=spelling(setting.importance))
