@@ -196,6 +196,7 @@ def test_a_run_that_was_killed_ends_in_the_bytes_of_one_that_was_not(
         checkpoint.quantize_to(trained, source, config, progress=False)
     line = [sys.executable, "-m", "lexibit", command, str(source), "--task", "classification", "--json"]
     line += ["--data", str(data), "--epochs", "3", "--learning-rate", "1e-3", "--batch-size", "16"]
+    line += ["--group-by-length"] if command == "finetune" else []
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     subprocess.run([*line, "--out", unbroken], check=True, env=environment, capture_output=True)

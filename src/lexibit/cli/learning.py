@@ -46,6 +46,10 @@ def _settings(
             help="Stop after so many epochs without a better score, and keep the best epoch's model."
         ),
     ] = Settings.patience,
+    group_by_length: Annotated[
+        bool,
+        typer.Option(help="Texts of like length together: less padding, and faster; less random an order."),
+    ] = Settings.group_by_length,
     seed: Annotated[int, typer.Option(help="Of everything random, samples included.")] = Settings.seed,
 ) -> list[Settings]:
     settings = Settings(
@@ -55,6 +59,7 @@ def _settings(
         weight_decay=weight_decay,
         max_steps=max_steps,
         patience=patience,
+        group_by_length=group_by_length,
         seed=seed,
     )
     if learning_rate is None:

@@ -28,6 +28,8 @@ class Settings:
         levels_factor: how many times faster levels learn.
         distill: the share of the loss that is the distance to a teacher's outputs, if there is a teacher.
         temperature: by which both models' logits are divided for that distance.
+        group_by_length: whether texts of like length come together, which wastes less on padding; the order
+            of examples is then less random.
         seed: of everything random: fresh heads, the order of examples, dropout.
     """
 
@@ -38,6 +40,7 @@ class Settings:
     weight_decay: float = 0.0
     max_steps: int | None = None
     patience: int | None = None
+    group_by_length: bool = False
     levels_factor: float = tuning.FACTOR
     distill: float = 0.5
     temperature: float = 1.0

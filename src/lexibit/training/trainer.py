@@ -272,6 +272,7 @@ class _Trainer(Trainer):
             callbacks.append(EpochCallback(features))
         if settings.patience is not None:
             callbacks.append(EarlyStoppingCallback(settings.patience))
+        shuffled = "group_by_length" if settings.group_by_length else "random"
         cuda = torch.cuda.is_available()
         half = cuda and torch.cuda.is_bf16_supported()
         arguments = TrainingArguments(
@@ -280,7 +281,7 @@ class _Trainer(Trainer):
             max_steps=settings.max_steps or -1,
             learning_rate=rate,
             per_device_train_batch_size=1 if ordered else settings.batch_size,
-            train_sampling_strategy="sequential" if ordered else "random",
+            train_sampling_strategy="sequential" if ordered else shuffled,
             warmup_steps=settings.warmup,
             max_grad_norm=own.get("max_grad_norm", 1.0),
             lr_scheduler_type="linear",
