@@ -53,11 +53,11 @@ def one(args: argparse.Namespace, task: str, seed: int) -> dict[str, tuple[float
             before, after = (folder / f"{name}-{bits}{tuned}" for tuned in ("", "-tuned"))
             if not before.exists():
                 lexibit("quantize", floats, before, "--bits", bits, "--seed", seed, *options)
-            measure(f"{name}, {bits} bits", before)
+            measure(f"{name}, {bits}", before)
             if not after.exists():
                 tuning = ["--epochs", 1, *limit(args.tune_limit, task), *args.tune]
                 lexibit("tune", before, *shared, "--out", after, *tuning)
-            measure(f"{name}, {bits} bits, tuned", after)
+            measure(f"{name}, {bits}, tuned", after)
     return found
 
 
@@ -66,10 +66,11 @@ def table(args: argparse.Namespace, results: dict[tuple[str, int], dict[str, tup
 
     The last column is the mean over the tasks of the share of float32's first metric that is left.
     """
-    columns = ["model", "MB", *args.tasks, "mean", "of float32"]
+    columns = ["scheme, bits", "MB", "smaller", *args.tasks, "mean", "of float32"]
     rows = ["| " + " | ".join(columns) + " |\n", "|---" * len(columns) + "|\n"]
     first = results[args.tasks[0], args.seeds[0]]
     floats: list[float] = []
+    whole = first["float32"][0]
     for line, (size, _) in first.items():
         cells, means = [], []
         for task in args.tasks:
@@ -88,7 +89,8 @@ def table(args: argparse.Namespace, results: dict[tuple[str, int], dict[str, tup
             )
         else:
             share = mean(means) / mean(floats)
-        rows.append(f"| {line} | {size:.1f} | {' | '.join(cells)} | {mean(means):.2f} | {share:.1%} |\n")
+        cells = [line, f"{size:.3g}", f"{whole / size:.1f}x", *cells, f"{mean(means):.2f}", f"{share:.1%}"]
+        rows.append(f"| {' | '.join(cells)} |\n")
     return "".join(rows)
 
 
