@@ -710,7 +710,7 @@ def test_search_writes_a_plan_that_quantize_takes(run, run_json, fails, float_fo
     plan = json.loads(out.read_text())
     search = plan["search"]
     assert search["found"] <= search["start"]
-    assert {len(done) for name, done in search["stages"].items() if name != "model"} == {2}
+    assert {len(done) for name, done in search["stages"].items() if name != "all layers"} == {2}
     assert "exists already" in fails(*line)
     # the trials are there: the same again comes to the same at once
     before = out.read_text()
@@ -738,8 +738,17 @@ def test_search_on_text_and_what_it_refuses(run_json, fails, float_folder, class
     assert found["float"] == 0 < found["found"] <= found["start"]
     (tmp_path / "plan.json").unlink()
     assert "give either --task NAME" in fails(*line)
+    for idle, needed in (
+        (("--objective", "loss"), "--task"),
+        (("--dev-limit", "5"), "--task"),
+        (("--mode", "manual", "--trials", "3"), "--mode model-wise or layer-wise"),
+        (("--budget", "3", "--study", "x"), "--mode"),
+    ):
+        assert f"goes with {needed}" in fails(*line, "--text", text, *idle)
+    away = ["search", model, "--out", tmp_path / "no" / "plan.json", "--text", text]
+    assert "its folder does not exist" in fails(*away)
     assert "give either --task NAME" in fails(*line, "--task", "classification", "--text", text)
-    assert "unknown mode 'hand'" in fails(*line, "--text", text, "--mode", "hand")
+    assert "unknown --mode 'hand'" in fails(*line, "--text", text, "--mode", "hand")
     assert "does not use importances" in fails(*line, "--text", text, "--scheme", "lq")
     assert "cannot be used" in fails(*line, "--text", text, "--storage", "sqlite:////no/such/place.db")
 

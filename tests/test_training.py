@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -279,7 +280,7 @@ def test_a_teacher_of_something_else_is_refused(
     run = Run(trained, data, LexibitConfig(bits=3))
     other = checkpoint.load_float(trained)
     other.config.id2label = {0: "yes", 1: "no"}
-    with pytest.raises(LexibitError, match=r"\(Bert.*\) has its classes in another order than the model"):
+    with pytest.raises(LexibitError, match=r"\(Bert.*\) has the classes yes, no, the model no, yes"):
         run.train(tmp_path / "out", teacher=other)
     headless = checkpoint.load_float(untrained)
     headless.config.id2label = run.model.config.id2label
@@ -381,3 +382,27 @@ def test_two_processes_train_one_model(trained: Path, data: Path, tmp_path: Path
     assert before != after
     assert len(before) == len(after)
     assert not (tmp_path / "out.training").exists()
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(
+    untrained: Path, data: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "out.training"
+    work.mkdir()
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        born = Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        (work / "run.json").write_text(json.dumps({"process": f"{socket.gethostname()} {other.pid} {born}"}))
+        with pytest.raises(LexibitError, match=rf"another process is training there \({other.pid}\): wait"):
+            Run(untrained, data).train(tmp_path / "out")
+    finally:
+        other.kill()
+        other.wait()
+    Run(untrained, data).train(tmp_path / "out", replace(FAST, epochs=1))
+
+
+def test_a_file_in_the_place_of_checkpoints_is_refused(untrained: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.training").write_text("mine")
+    with pytest.raises(LexibitError, match="is in the way of checkpoints"):
+        Run(untrained, data).train(tmp_path / "out")
+    assert (tmp_path / "out.training").read_text() == "mine"

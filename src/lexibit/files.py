@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         LexibitError: it cannot be written.
     """
-    staged = path.with_name(f".{path.name}.part")
+    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield staged
         sync(staged)

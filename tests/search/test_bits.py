@@ -59,9 +59,19 @@ def test_a_budget_is_kept_by_the_model_that_comes_out(
 def test_what_cannot_be_is_refused(problem: Problem, tiny_model: Any) -> None:
     with pytest.raises(LexibitError, match="bits must be whole numbers from 1 to 8, not 9"):
         sensitivities(problem, (9,), progress=False)
-    with pytest.raises(LexibitError, match=r"the budget is \d+ bytes, and the fewest bits take \d+"):
+    with pytest.raises(
+        LexibitError, match=r"a budget of 1\.0 stored bits a weight cannot be kept: the .* take \d"
+    ):
         under(sensitivities(problem, (2,), progress=False), 1.0, problem)
+    for budget in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(LexibitError, match="cannot be kept"):
+            under(sensitivities(problem, (2,), progress=False), budget, problem)
+    values = iter([0.0, 0.0, 0.0, float("nan"), 1.0])
+    twice = Problem(
+        problem.model, LexibitConfig("binary", 2, include=["pooler*"]), lambda model: next(values)
+    )
+    assert [one.bits for one in sensitivities(twice, (1, 2), progress=False)["pooler"]] == [2]
     symmetric = Problem(problem.model, LexibitConfig("aciq", 3), problem._objective)
     assert [one.bits for one in sensitivities(symmetric, (1, 2), progress=False)["pooler"]] == [2]
-    with pytest.raises(LexibitError, match=r"embeddings: its scheme works with none of \[1\] bits"):
+    with pytest.raises(LexibitError, match=r"embeddings: none of \[1\] bits works"):
         sensitivities(symmetric, (1,), progress=False)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from lexibit import LexibitError, tasks
-from lexibit.search.objective import Metric, checked, on_task
+from lexibit.search.objective import on_task
 
 
 @pytest.fixture
@@ -55,13 +55,3 @@ def test_of_language_models_it_is_the_logarithm_of_the_perplexity(
     found = on_task("loss", task, made, tokenizer, examples)(made)
     (score,) = task.scores(task.outcomes(made, tokenizer, examples))
     assert torch.tensor(found).exp() == pytest.approx(score.value, rel=1e-5)
-
-
-def test_a_float_model_without_an_objective_is_refused(
-    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = tasks.trainable("classification")
-    measured = on_task("metric", task, tiny_model("bert"), tiny_tokenizer(), [])
-    monkeypatch.setattr(Metric, "__call__", lambda self, model: float("nan"))
-    with pytest.raises(LexibitError, match=r"the float model's -accuracy x 100 is nan: there is nothing"):
-        checked(measured, tiny_model("bert"))

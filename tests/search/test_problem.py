@@ -48,7 +48,8 @@ def test_layers_are_in_the_order_in_which_they_run(made: Any) -> None:
 )
 def test_what_is_kept_changes_no_value(made: Any, name: str) -> None:
     fast, slow = made(name), made(name, reuse=False)
-    assert [layer.name for layer in fast.layers] == [layer.name for layer in slow.layers] or name != "bert"
+    assert bool(fast._row) == (name not in ("albert-mlm", "marian"))
+    assert not slow._row
     before = {key: value.clone() for key, value in fast.model.state_dict().items()}
     chosen: dict[str, Setting] = {}
     values = []
@@ -91,9 +92,9 @@ def test_the_result_is_the_model_that_was_measured(made: Any, tmp_path: Path, ti
     problem = made("bert", config=LexibitConfig("binary", 2, rules={"*.query": {"bits": 3}}))
     where = storage(f"sqlite:///{tmp_path / 'a.db'}")
     found = search(problem, "layer-wise", 4, study="s", where=where)
-    assert found.value <= min(trial.value for trial in found.stages["model"]) <= found.start
-    assert found.start == found.stages["model"][0].value
-    assert list(found.stages) == ["model", *(layer.name for layer in problem.layers)]
+    assert found.value <= min(trial.value for trial in found.stages["all layers"]) <= found.start
+    assert found.start == found.stages["all layers"][0].value
+    assert list(found.stages) == ["all layers", *(layer.name for layer in problem.layers)]
     assert [len(done) for done in found.stages.values()] == [len(STARTS), 4, 4, 4, 4]
     config = problem.result(found.settings)
     reference = Reference(problem.model, tiny_tokenizer(), TEXTS, batch_size=8)
@@ -102,11 +103,74 @@ def test_the_result_is_the_model_that_was_measured(made: Any, tmp_path: Path, ti
     assert Distance(reference)(problem.model) == found.value
 
 
+@pytest.mark.parametrize("name", ["llama", "marian"])
+def test_a_layer_may_have_any_name(made: Any, tmp_path: Path, name: str) -> None:
+    problem = made(name)
+    assert "model" in [layer.name for layer in problem.layers]
+    where = storage(f"sqlite:///{tmp_path / 'a.db'}")
+    found = search(problem, "layer-wise", 1, study="s", where=where)
+    assert len(found.stages) == len(problem.layers) + 1
+
+
+class Twice(torch.nn.Module):
+    """Runs its blocks a second time, or leaves something of the first beside its output."""
+
+    def __init__(self, inner: Any, kind: str) -> None:
+        super().__init__()
+        self.inner, self.kind = inner, kind
+
+    def forward(self, x: Any, *args: Any, **options: Any) -> Any:
+        if self.kind == "twice":
+            for block in self.inner:
+                x = block(x)
+        for number, block in enumerate(self.inner):
+            x = block(x)
+            if self.kind == "beside" and number == 0:
+                beside = block.seen
+        return x + beside if self.kind == "beside" else x
+
+
+class Block(torch.nn.Linear):
+    def forward(self, x: Any) -> Any:
+        self.seen = super().forward(x)
+        return self.seen.tanh()
+
+
+@pytest.mark.parametrize("kind", ["plain", "twice", "beside"])
+def test_blocks_that_do_more_than_run_in_a_row_are_not_replayed(kind: str) -> None:
+    torch.manual_seed(0)
+    model: Any = Twice(torch.nn.ModuleList([Block(8, 8) for _ in range(3)]), kind)
+    inputs = torch.randn(5, 8), torch.randn(5, 8)
+
+    def objective(model: Any) -> float:
+        with torch.no_grad():
+            return sum(float(model(x).square().sum()) for x in inputs)
+
+    fast, slow = (Problem(model, CODES, objective, reuse=reuse) for reuse in (True, False))
+    assert bool(fast._row) == (kind == "plain")
+    for layer in fast.layers:
+        one = {layer.name: Setting(bits=1)}
+        assert fast.value(one, changing=layer.name) == slow.value(one)
+
+
+def test_rules_of_the_user_do_not_come_back(made: Any) -> None:
+    name = "encoder.layer.0.attention.self.query.weight"
+    config = LexibitConfig("binary", 3, rules={name: {"bits": 6}, "*layer*": {"bits": 2}})
+    problem = made("bert", config=config)
+    chosen = {"encoder.layer.0": Setting(SETS[0])}
+    value = problem.value(chosen)
+    plan = lexibit.quantize(problem.model, problem.result(chosen), progress=False)
+    assert {weight.spec.bits for weight in plan.weights if "layer.0" in weight.name} == {2}
+    assert problem._objective(problem.model) == value
+
+
 def test_by_hand_and_for_the_whole_model(made: Any, tmp_path: Path) -> None:
     problem, where = made("bert"), storage(f"sqlite:///{tmp_path / 'a.db'}")
     by_hand = search(problem, "manual", 1, study="hand", where=where)
     assert [len(done) for done in by_hand.stages.values()] == [17]
     assert len(set(by_hand.settings.values())) == 1
+    few = search(problem, "model-wise", 3, study="few", where=where)
+    assert [len(done) for done in few.stages.values()] == [3]
     whole = search(problem, "model-wise", 20, study="whole", where=where)
     assert [len(done) for done in whole.stages.values()] == [20]
     assert whole.value <= by_hand.value
@@ -147,6 +211,9 @@ def test_blocks_are_those_that_run_in_a_row(tiny_model: Any) -> None:
     assert [name for name, _ in blocks(lstm)] == ["layers.0", "layers.1"]
     found = [layer.name for layer in layers(lexibit.Plan.of(lstm, CODES))]
     assert found[1:] == ["layers.0", "layers.1"]
+    recurrent = torch.nn.ModuleDict({"rnn": torch.nn.LSTM(3, 4, num_layers=2)})
+    found = [layer.name for layer in layers(lexibit.Plan.of(recurrent, CODES))]
+    assert found == ["rnn.l0", "rnn.l1"]
 
 
 def test_nothing_is_kept_without_blocks() -> None:

@@ -30,7 +30,7 @@ def study(file: Path, name: str = "one", **more: object) -> Trials:
 
 
 def tried(trials: Trials) -> list[tuple[int, dict[str, float], float]]:
-    return [(trial.number, dict(trial.parameters), trial.value) for trial in trials.done()]
+    return [(trial.number, dict(trial.parameters), trial.value) for trial in trials.done(99)]
 
 
 def test_it_begins_where_it_was_told_and_gains(tmp_path: Path) -> None:
@@ -38,8 +38,8 @@ def test_it_begins_where_it_was_told_and_gains(tmp_path: Path) -> None:
     seen: list[int] = []
     trials.run(bowl, 16, seen=lambda trial: seen.append(trial.number))
     assert seen == list(range(16))
-    assert [dict(trial.parameters) for trial in trials.done()[:2]] == STARTS
-    assert trials.best().value < 0.1 < min(map(bowl, STARTS))
+    assert [dict(trial.parameters) for trial in trials.done(2)] == STARTS
+    assert trials.best(16).value < 0.1 < min(map(bowl, STARTS))
 
 
 @pytest.mark.parametrize("sampler", ["gp", "tpe"])
@@ -93,7 +93,7 @@ def test_killed_again_and_again_it_ends_where_an_unbroken_search_ends(tmp_path: 
         running.wait()
     assert kills == 3
     trials = study(file, seed=3)
-    assert 3 <= len(trials.done()) < 14
+    assert 3 <= len(trials.done(14)) < 14
     trials.run(bowl, 14)
     assert tried(trials) == tried(whole)
 
@@ -104,12 +104,63 @@ def test_two_processes_share_the_trials(tmp_path: Path) -> None:
     both = [worker(file, tmp_path / name, 0.2, 12) for name in ("a", "b")]
     assert [one.wait(timeout=300) for one in both] == [0, 0]
     trials = study(file, seed=3)
-    assert [trial.number for trial in trials.done()] == list(range(12))
+    assert [trial.number for trial in trials.done(99)] == list(range(12))
     with sqlite3.connect(file) as opened:
         (workers,) = opened.execute(
             "select count(distinct value_json) from trial_user_attributes where key = 'worker'"
         ).fetchone()
     assert workers == 2
+
+
+def test_more_trials_than_are_asked_for_do_not_count(tmp_path: Path) -> None:
+    trials = study(tmp_path / "a.db")
+    trials.run(bowl, 4)
+    first = trials.best(2)
+    assert first.number < 2
+    assert len(trials.done(2)) == 2
+    trials.run(lambda at: -1.0, 5)
+    assert trials.best(2) == first
+    assert trials.best(5).value == -1
+
+
+def test_a_place_that_two_take_counts_once_and_neither_fails(tmp_path: Path) -> None:
+    one, other = study(tmp_path / "a.db"), study(tmp_path / "a.db")
+    seen: list[float] = []
+
+    def meanwhile(at: Mapping[str, float]) -> float:
+        # the other takes the same place, and is first to end
+        if not seen:
+            found = other._one(0, lambda at: 7.0)
+            seen.append(found.value)
+        return bowl(at)
+
+    one.run(meanwhile, 2)
+    assert seen == [7.0]
+    assert [trial.number for trial in one.done(9)] == [0, 1]
+    # the earlier trial counts
+    assert one.done(9)[0].value == bowl(STARTS[0])
+
+
+def test_a_trial_that_was_given_up_meanwhile_is_tried_again(tmp_path: Path) -> None:
+    trials, other = study(tmp_path / "a.db"), study(tmp_path / "a.db")
+    calls: list[float] = []
+
+    def slow(at: Mapping[str, float]) -> float:
+        calls.append(at["x"])
+        if len(calls) == 1:
+            other._fail(0)
+        return bowl(at)
+
+    trials.run(slow, 2)
+    assert calls == [STARTS[0]["x"], STARTS[0]["x"], STARTS[1]["x"]]
+    assert [trial.number for trial in trials.done(9)] == [0, 1]
+    other._fail(0)  # twice is once
+
+
+def test_many_processes_may_make_the_database(tmp_path: Path) -> None:
+    four = [worker(tmp_path / "new.db", tmp_path / str(number), 0.0, 3) for number in range(4)]
+    assert [one.wait(timeout=300) for one in four] == [0, 0, 0, 0]
+    assert len(study(tmp_path / "new.db", seed=3).done(9)) == 3
 
 
 def test_a_trial_that_fails_is_told_and_the_search_goes_on(tmp_path: Path) -> None:
@@ -124,16 +175,16 @@ def test_a_trial_that_fails_is_told_and_the_search_goes_on(tmp_path: Path) -> No
     trials = study(tmp_path / "a.db")
     trials.run(sometimes, 5)
     assert len(calls) == 5
-    assert [trial.fault for trial in trials.done()] == ["w: no", "the objective is nan", None, None, None]
-    assert trials.best().number >= 2
+    assert [trial.fault for trial in trials.done(5)] == ["w: no", "the objective is nan", None, None, None]
+    assert trials.best(5).number >= 2
     trials.run(sometimes, 5)
     assert len(calls) == 5
     nothing = study(tmp_path / "a.db", "two")
     nothing.run(lambda at: math.inf, 2)
     with pytest.raises(
-        LexibitError, match="study 'two': none of its 2 trials succeeded: the objective is inf"
+        LexibitError, match=r"'two': none of its 2 trials succeeded \(the objective is inf\): mend"
     ):
-        nothing.best()
+        nothing.best(2)
 
 
 def test_an_error_that_is_no_trials_own_stops_and_the_place_is_tried_again(tmp_path: Path) -> None:
@@ -143,10 +194,10 @@ def test_an_error_that_is_no_trials_own_stops_and_the_place_is_tried_again(tmp_p
     trials = study(tmp_path / "a.db")
     with pytest.raises(RuntimeError, match="a bug"):
         trials.run(broken, 3)
-    assert trials.done() == []
+    assert trials.done(3) == []
     trials.run(bowl, 3)
-    assert [trial.number for trial in trials.done()] == [0, 1, 2]
-    assert dict(trials.done()[0].parameters) == STARTS[0]
+    assert [trial.number for trial in trials.done(9)] == [0, 1, 2]
+    assert dict(trials.done(1)[0].parameters) == STARTS[0]
 
 
 def test_a_study_with_other_settings_is_refused(tmp_path: Path) -> None:
@@ -171,7 +222,7 @@ def test_a_storage_that_cannot_be_used_is_an_error_with_its_name(tmp_path: Path)
     trials.run(bowl, 3)
 
     def fills(at: Mapping[str, float]) -> float:
-        with sqlite3.connect(file) as opened:  # as another process would that holds it for writing
+        with sqlite3.connect(file) as opened:
             opened.execute("drop table trial_values")
         return bowl(at)
 

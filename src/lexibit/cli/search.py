@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.live import Live
 from rich.table import Table
 from safetensors.torch import save
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lexibit import __version__, checkpoint, tasks
 from lexibit.cli.measures import BatchSize, Data, Text
 from lexibit.cli.options import Model, takes_config
 from lexibit.cli.show import Json, console, number, print_json, table
 from lexibit.config import LexibitConfig
-from lexibit.errors import LexibitError, needs_extra
+from lexibit.errors import LexibitError, needs_extra, unknown
 from lexibit.fidelity import Reference
 from lexibit.files import write_json
 from lexibit.plan import storages
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from lexibit.search import Found, Problem
     from lexibit.search.trials import Trial
 
-_TRIALS = {"manual": 17, "model-wise": 50, "layer-wise": 20}
-_TEXTS = 100
+_TRIALS = {"model-wise": 50, "layer-wise": 20}
+_LIMIT = 512
 
 
 @takes_config
@@ -65,16 +66,23 @@ def search(
         ),
     ] = None,
     objective: Annotated[
-        str, typer.Option(help="With --task: the loss, or the metric, on training data.")
-    ] = "loss",
+        str | None,
+        typer.Option(help="With --task: loss, or metric, on training data; the loss if not given."),
+    ] = None,
     limit: Annotated[
-        int, typer.Option(help="Training examples, a sample by --seed, or texts of --text.", min=1)
-    ] = 512,
+        int,
+        typer.Option(
+            help="Training examples at most, a sample by --seed, or of running text the first; or texts.",
+            min=1,
+        ),
+    ] = _LIMIT,
     dev_limit: Annotated[
         int | None, typer.Option(help="Held-out examples at most; all if not given.", min=1)
     ] = None,
     batch_size: BatchSize = 32,
-    sampler: Annotated[str, typer.Option(help="gp (Gaussian process) or tpe.")] = "gp",
+    sampler: Annotated[
+        str | None, typer.Option(help="gp (Gaussian process) or tpe; gp if not given.")
+    ] = None,
     study: Annotated[
         str | None,
         typer.Option(help="The name of the search in the storage; the name of --out if not given."),
@@ -103,38 +111,52 @@ def search(
         import optuna
 
         from lexibit import search as searching
-        from lexibit.search.objective import Distance, Measured, checked, on_task
+        from lexibit.search.objective import Distance, Measured, on_task
         from lexibit.search.trials import storage as opened
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if (task is None) == (text is None):
         raise LexibitError("give either --task NAME, to search on its training data, or --text FILE")
+    if mode is None and budget is None:
+        mode = "model-wise"
+    _check_mode(mode)
+    _refuse_idle("--task", task is None, {"objective": objective, "data": data, "dev-limit": dev_limit})
+    proposed: dict[str, object] = {"trials": trials, "sampler": sampler}
+    _refuse_idle("--mode", mode is None, proposed | {"study": study, "storage": storage})
+    _refuse_idle("--mode model-wise or layer-wise", mode == "manual", proposed)
     if out.exists():
         raise LexibitError(f"{out}: exists already: choose another file, or remove it first")
+    if not out.absolute().parent.is_dir():
+        raise LexibitError(f"{out}: its folder does not exist: make it first")
+    where = None if mode is None else opened(storage or f"sqlite:///{out.with_suffix('.db')}")
     folder = checkpoint.find(model)
     if not folder.is_dir():
         raise LexibitError(f"{model}: a search runs the model: give its folder, not a file of weights")
     loaded, tokenizer = checkpoint.load_float(folder), checkpoint.load_tokenizer(folder)
     chosen = None if task is None else tasks.trainable(task)
     measured: Measured
+    examples: tasks.Examples
+    held: tasks.Examples = []
     if chosen is None:
-        texts = checkpoint.read_texts(text, limit)  # type: ignore[arg-type]
-        examples: Any = texts
-        measured = Distance(Reference(loaded, tokenizer, texts, batch_size=batch_size))
+        examples = checkpoint.read_texts(cast(Path, text), limit)
+        measured = Distance(Reference(loaded, tokenizer, examples, batch_size=batch_size))
     else:
         examples = chosen.load(data, "train", limit=limit, seed=config.seed)
-        measured = on_task(objective, chosen, loaded, tokenizer, examples, batch_size=batch_size)
-    checked(measured, loaded)
+        held = chosen.load(data, "dev", limit=dev_limit, seed=config.seed)
+        measured = on_task(objective or "loss", chosen, loaded, tokenizer, examples, batch_size=batch_size)
     problem = searching.Problem(loaded, config, measured)
+    if not math.isfinite(problem.float_value):
+        raise LexibitError(
+            f"the float model's {measured.name} is {problem.float_value}: there is nothing to search for"
+        )
     settings = {
         "version": __version__,
-        "model_sha256": _digest(loaded),
+        "model_sha256": _digest(loaded, tokenizer),
         "config": config.to_dict(),
+        "task": task,
         "objective": measured.name,
         "examples_sha256": tasks.digest(examples),
         "batch_size": batch_size,
     }
-    if mode is None and budget is None:
-        mode = "model-wise"
     options = {} if budget is None else searching.sensitivities(problem, progress=_shown(json))
     bits = {} if budget is None else searching.under(options, budget, problem)
     view = _View(str(out), measured.name)
@@ -151,9 +173,9 @@ def search(
             trials or _TRIALS.get(mode or "", 1),
             bits=bits,
             study=study or out.stem,
-            where=opened(storage or f"sqlite:///{out.with_suffix('.db')}"),
+            where=where,
             seed=config.seed,
-            sampler=sampler,
+            sampler=sampler or "gp",
             settings=settings,
             seen=seen,
         )
@@ -171,7 +193,7 @@ def search(
         "start": found.start,
         "found": found.value,
         "settings": {name: asdict(one) for name, one in found.settings.items()},
-        "held_out": _held_out(problem, found, chosen, tokenizer, data, dev_limit, batch_size),
+        "held_out": _held_out(problem, found, chosen, tokenizer, held, batch_size),
         "stages": {name: [asdict(trial) for trial in done] for name, done in found.stages.items()},
     }
     write_json(out, {"config": problem.result(found.settings).to_dict(), "search": report})
@@ -185,10 +207,26 @@ def _shown(json: bool) -> bool:
     return not json and console.is_terminal
 
 
-def _digest(model: PreTrainedModel) -> str:
-    import hashlib
+def _check_mode(mode: str | None) -> None:
+    from lexibit.search import MODES
 
-    found = hashlib.sha256()
+    if mode is not None and mode not in MODES:
+        raise unknown("--mode", mode, MODES)
+
+
+def _refuse_idle(needed: str, missing: bool, options: dict[str, object]) -> None:
+    """Refuse options that would count for nothing."""
+    for name, value in options.items():
+        if missing and value is not None:
+            raise LexibitError(f"--{name} goes with {needed}: leave it out, or give that")
+
+
+def _digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What tells a model, with its configuration and its tokenizer, from others."""
+    found = hashlib.sha256(model.config.to_json_string().encode())
+    found.update(repr(sorted(tokenizer.get_vocab().items())).encode())
+    if tokenizer.is_fast:
+        found.update(cast(Any, tokenizer).backend_tokenizer.to_str().encode())
     for parameter, uses in storages(model):
         found.update(uses[0].name.encode())
         found.update(save({"": parameter.detach().contiguous()}))
@@ -200,14 +238,12 @@ def _held_out(
     found: Found,
     task: tasks.Trainable | None,
     tokenizer: Any,
-    data: Path | None,
-    limit: int | None,
+    examples: tasks.Examples,
     batch_size: int,
 ) -> dict[str, Any] | None:
     """Scores on the evaluation examples: of the float model, as configured, and with what was found."""
     if task is None:
         return None
-    examples = task.load(data, "dev", limit=limit, seed=problem.config.seed)
     outcomes = {}
     for name, settings in (("float", None), ("start", {}), ("found", found.settings)):
         with nullcontext() if settings is None else problem.quantized(settings):

@@ -41,7 +41,7 @@ def table(title: str, *columns: str) -> Table:
 
 def number(value: float, form: str = ".2f") -> str:
     """A number, or a dash where there is none."""
-    return format(value, form) if math.isfinite(value) else "-"
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def print_score(whose: str, score: Score) -> None:

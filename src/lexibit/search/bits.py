@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from lexibit.errors import LexibitError
@@ -21,7 +22,8 @@ def sensitivities(
 
     Args:
         problem: the model and its objective.
-        widths: bits of a code; a layer whose scheme cannot work with one goes without it.
+        widths: bits of a code; a layer goes without those that its scheme cannot work with, or with which the
+            objective is no number.
         progress: whether to draw a progress bar on the terminal.
 
     Returns:
@@ -42,11 +44,15 @@ def sensitivities(
                 setting = Setting(bits=bits)
                 if _possible(layer, bits):
                     value = problem.value({layer.name: setting}, changing=layer.name, only=True)
-                    damage = value - problem.float_value
-                    some.append(Option(bits, problem.nbytes(layer, setting), damage))
+                    if math.isfinite(value):  # else it is as impossible
+                        damage = value - problem.float_value
+                        some.append(Option(bits, problem.nbytes(layer, setting), damage))
                 bar.advance(task)
             if not some:
-                raise LexibitError(f"{layer.name}: its scheme works with none of {list(widths)} bits")
+                raise LexibitError(
+                    f"{layer.name}: none of {list(widths)} bits works: its scheme takes none of them, or the "
+                    "objective is no number with any"
+                )
     return found
 
 
@@ -64,6 +70,12 @@ def under(options: dict[str, list[Option]], budget: float, problem: Problem) -> 
         LexibitError: the fewest bits take more.
     """
     weights = sum(layer.size for layer in problem.layers)
+    least = 8 * sum(min(one.nbytes for one in some) for some in options.values()) / weights
+    if not least <= budget < math.inf:
+        raise LexibitError(
+            f"a budget of {budget} stored bits a weight cannot be kept: the fewest bits of all layers take "
+            f"{least:.3f}; larger groups, or --levels-dtype float16, take less"
+        )
     return allocate(options, int(budget * weights / 8))
 
 

@@ -11,7 +11,9 @@ from torch import nn
 
 from lexibit.plan import Plan, PlannedWeight
 
-_NUMBERED = re.compile(r"(.*?\.\d+)\.|(.*?_l\d+)")
+_NUMBERED = re.compile(r"(.*?\.\d+)\.")
+# PyTorch's LSTM and GRU hold several layers
+_RECURRENT = re.compile(r"(.*?)\.?weight_[ihr]+_l(\d+)")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Layer:
 
     name: str
     weights: tuple[PlannedWeight, ...]
+
+    @property
+    def weighs(self) -> bool:
+        """Whether a scheme of theirs has a use for importances."""
+        return any(weight.recipe.fitting().weighs for weight in self.weights)
 
     @property
     def size(self) -> int:
@@ -47,17 +54,21 @@ def layers(plan: Plan) -> list[Layer]:
 
 def _layer(name: str) -> str:
     if match := _NUMBERED.match(name):
-        return str(match[1] or match[2])
+        return str(match[1])
+    if match := _RECURRENT.match(name):
+        return f"{match[1]}.l{match[2]}".removeprefix(".")
     parts = name.split(".")
     return ".".join(parts[:-2]) or parts[0]
 
 
 def blocks(model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
-    """The modules of a model that run one after another, each on what the one before it gave; may be none.
+    """The modules of a model that may run one after another, each on what the one before it gave.
 
-    These are the modules of its one list of layers. A model with several, such as an encoder-decoder, or
-    whose layers are shared, has none here.
+    These are the modules of its one list of layers. A model with several, an encoder-decoder, or one whose
+    layers are shared, has none here.
     """
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return []
     lists = [
         (name, module)
         for name, module in model.named_modules()

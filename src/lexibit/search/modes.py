@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from lexibit.search.space import NONE, RANGES, STARTS, importance, parameters, s
 from lexibit.search.trials import Trial, Trials
 
 MODES = ("manual", "model-wise", "layer-wise")
-MODEL = "model"  # the stage in which all layers have one importance
+MODEL = "all layers"  # the stage in which they have one importance; no module is called so
 
 Seen = Callable[[str, Trial], None]
 
@@ -47,7 +47,7 @@ def search(
     *,
     bits: Mapping[str, int] | None = None,
     study: str,
-    where: BaseStorage,
+    where: BaseStorage | None,
     seed: int = 0,
     sampler: str = "gp",
     settings: Mapping[str, Any] | None = None,
@@ -64,11 +64,11 @@ def search(
     Args:
         problem: the model and its objective.
         mode: one of ``MODES``; without, only the bits are looked at.
-        trials: model-wise, of the whole search, the 17 beginnings included; layer-wise, of each layer, and
-            the 17 come beyond them. Has no meaning by hand.
+        trials: model-wise, of the whole search, of which the first are these 17; layer-wise, of each layer
+            whose scheme weighs errors, beyond the 17. Has no meaning by hand.
         bits: of each layer's codes, as of :func:`lexibit.search.bits.under`; as configured if not given.
         study: the name of the study in the storage; layer-wise, each layer has one of its own behind it.
-        where: the storage; what stands there is gone on from.
+        where: the storage; what stands there is gone on from. None without a mode.
         seed: of the sampler.
         sampler: ``gp`` or ``tpe``.
         settings: what else the objective depends on, to be the same as in the study that is there.
@@ -83,11 +83,11 @@ def search(
     names = [layer.name for layer in problem.layers]
     plain = {name: Setting(bits=(bits or {}).get(name)) for name in names}
     start = problem.value({}) if bits or mode is None else math.nan
-    if mode is None:
+    if mode is None or where is None:
         return Found(plain, start, problem.value(plain))
-    recipes = [weight.recipe for layer in problem.layers for weight in layer.weights]
-    if not any(recipe.fitting().weighs for recipe in recipes):
-        raise does_not_weigh(recipes[0].scheme)
+    weighing = [layer.name for layer in problem.layers if layer.weighs]
+    if not weighing:
+        raise does_not_weigh(problem.layers[0].weights[0].recipe.scheme)
     given = dict(settings or {}) | {"bits": dict(bits or {})}
 
     def stage(name: str, starts: list[Magnitude], more: Mapping[str, Any]) -> Trials:
@@ -101,30 +101,36 @@ def search(
             settings=given | dict(more),
         )
 
+    first_count = trials if mode == "model-wise" else len(STARTS)
     first = stage(MODEL, list(STARTS), {})
     first.run(
-        lambda found: problem.value(_all(plain, importance(found))),
-        max(trials, len(STARTS)) if mode == "model-wise" else len(STARTS),
+        lambda found: problem.value(_all(plain, weighing, importance(found))),
+        first_count,
         seen=partial(seen, MODEL),
     )
-    best, done = first.best(), {MODEL: first.done()}
+    best, done = first.best(first_count), {MODEL: first.done(first_count)}
     if not bits:
         start = next((one.value for one in done[MODEL] if importance(one.parameters) == NONE), math.nan)
-    chosen, value = _all(plain, importance(best.parameters)), best.value
-    for name in names if mode == "layer-wise" else []:
+    chosen, value = _all(plain, weighing, importance(best.parameters)), best.value
+    for name in weighing if mode == "layer-wise" else []:
         before = {layer: spelling(one.importance) for layer, one in chosen.items()}
         starts = list(dict.fromkeys([chosen[name].importance, *STARTS]))
         one = stage(name, starts, {"importances": before})
         one.run(partial(_value, problem, chosen, name), trials, seen=partial(seen, name))
-        done[name] = one.done()
-        if (found := one.best()).value < value:
+        done[name] = one.done(trials)
+        if (found := one.best(trials)).value < value:
             chosen, value = _with(chosen, name, importance(found.parameters)), found.value
     return Found(chosen, start, value, done)
 
 
-def _all(settings: Mapping[str, Setting], importance: Magnitude) -> dict[str, Setting]:
-    """Settings with one importance for all layers."""
-    return {name: replace(one, importance=importance) for name, one in settings.items()}
+def _all(
+    settings: Mapping[str, Setting], weighing: Collection[str], importance: Magnitude
+) -> dict[str, Setting]:
+    """Settings with one importance for all layers that have a use for one."""
+    return {
+        name: replace(one, importance=importance) if name in weighing else one
+        for name, one in settings.items()
+    }
 
 
 def _with(settings: Mapping[str, Setting], layer: str, importance: Magnitude) -> dict[str, Setting]:

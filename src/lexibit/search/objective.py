@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lexibit.errors import LexibitError, unknown
+from lexibit.errors import unknown
 from lexibit.fidelity import Reference
 from lexibit.nn.modes import evaluating
 from lexibit.tasks import Examples, Trainable
@@ -36,7 +35,7 @@ class Measured(ABC):
 
 
 class Loss(Measured):
-    """The mean loss over training examples, without dropout.
+    """The mean loss over training examples, without dropout; of SQuAD, over their windows.
 
     Of language modelling it is the negative log-likelihood of a unit, in nats, as the task counts it.
 
@@ -142,15 +141,3 @@ def on_task(
     if kind == "metric":
         return Metric(task, tokenizer, examples, batch_size=batch_size)
     raise unknown("objective", kind, KINDS)
-
-
-def checked(objective: Measured, model: PreTrainedModel) -> float:
-    """The objective of the float model.
-
-    Raises:
-        LexibitError: it is no number: there is nothing to search for.
-    """
-    value = objective(model)
-    if not math.isfinite(value):
-        raise LexibitError(f"the float model's {objective.name} is {value}: there is nothing to search for")
-    return value

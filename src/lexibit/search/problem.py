@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from glob import escape
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from lexibit.config import LexibitConfig, Recipe
@@ -47,7 +48,7 @@ class Problem:
         reuse: whether codes, and what unchanged layers give, are kept. Values are the same without.
 
     Attributes:
-        layers: in the order in which they run.
+        layers: in the order in which they run, as far as that was seen, or else the model's own.
         float_value: the objective of the float model.
 
     Raises:
@@ -76,9 +77,9 @@ class Problem:
         row = [module for _, module in blocks(model)] if reuse else []
         users = {use.module for weight in plan.weights for use in weight.uses}
         values: list[float] = []
-        seen = trace(row, users, lambda: values.append(objective(model)))
+        seen = trace(model, row, users, lambda: values.append(objective(model)))
         self.float_value = values[0]
-        self._row = row if seen is not None else []
+        self._row = row if seen is not None and self._replayable(row) else []
         self._replay, self._settled = Replay(self._row), dict[str, Setting | None]()
         self._codes = Codes(config)
         found = layers(plan)
@@ -89,6 +90,16 @@ class Problem:
             for layer in found
         }
         self.layers = sorted(found, key=lambda layer: self._position[layer.name])
+
+    def _replayable(self, row: Sequence[nn.Module]) -> bool:
+        """Whether the model gives the same if all of its row is replayed, of which only outputs are kept."""
+        replay = Replay(row)
+        try:
+            replay.advance(len(row), lambda: self._objective(self.model))
+            with replay.replaying():
+                return self._objective(self.model) == self.float_value
+        except Exception:  # whatever a model does that looks into its layers
+            return False
 
     def value(self, settings: Assignment, changing: str | None = None, *, only: bool = False) -> float:
         """The objective with some settings.
@@ -149,14 +160,10 @@ class Problem:
         for layer in self.layers:
             for weight in layer.weights:
                 recipe = _recipe(weight, settings.get(layer.name, _PLAIN))
-                own: dict[str, object] = {}
-                if recipe.importance is not None:
-                    own["importance"] = recipe.importance
-                if recipe.bits != weight.recipe.bits:
-                    own["bits"] = recipe.bits
-                if own:
-                    # behind the user's own rules, of which those that match still count
-                    rules[escape(weight.name)] = dict(rules.pop(escape(weight.name), {})) | own
+                if recipe != weight.recipe:
+                    # all of it, behind the user's own rules: so none of them counts
+                    rules.pop(escape(weight.name), None)
+                    rules[escape(weight.name)] = asdict(recipe)
         config.pop("quant_method", None)
         return LexibitConfig(**config, rules=rules)
 

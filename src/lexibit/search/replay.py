@@ -79,11 +79,12 @@ def _detached(value: Any) -> Any:
 
 
 def trace(
-    blocks: Sequence[nn.Module], modules: Iterable[nn.Module], run: Callable[[], object]
+    model: nn.Module, blocks: Sequence[nn.Module], modules: Iterable[nn.Module], run: Callable[[], object]
 ) -> dict[nn.Module, int] | None:
     """How many of a model's blocks have ended when each module is called first, by one run.
 
     Args:
+        model: that runs.
         blocks: the modules that should run one after another, once in each call of the model.
         modules: to look at.
         run: calls the model.
@@ -93,21 +94,24 @@ def trace(
     """
     ended, seen, orderly = 0, dict[nn.Module, int](), True
 
+    def starts(*_: object) -> None:
+        nonlocal ended, orderly
+        orderly &= ended in (0, len(blocks))
+        ended = 0
+
     def called(module: nn.Module, _: object) -> None:
         seen[module] = min(seen.get(module, ended), ended)
 
     def begins(module: nn.Module, _: object) -> None:
-        nonlocal ended, orderly
-        if module is blocks[0]:
-            orderly &= ended in (0, len(blocks))
-            ended = 0
-        orderly &= module is blocks[ended]
+        nonlocal orderly
+        orderly = orderly and ended < len(blocks) and module is blocks[ended]
 
     def ends(*_: object) -> None:
         nonlocal ended
         ended += 1
 
-    hooks = [block.register_forward_pre_hook(begins) for block in blocks]
+    hooks = [model.register_forward_pre_hook(starts)]
+    hooks += [block.register_forward_pre_hook(begins) for block in blocks]
     hooks += [module.register_forward_pre_hook(called) for module in modules]
     hooks += [block.register_forward_hook(ends) for block in blocks]
     try:

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from lexibit.errors import LexibitError, unknown
+from lexibit.processes import ended, here, me
 
 Parameters = Mapping[str, float]
 Ranges = Mapping[str, tuple[float, float, bool]]
 
 SAMPLERS = ("gp", "tpe")
 
-_WORKER, _PLACE, _FAULT, _SETTINGS = "worker", "place", "fault", "settings"
-_UNNAMED = 10.0  # seconds after which a trial that no process has put its name to has none
+_WORKER, _BEGAN, _PLACE, _FAULT, _SETTINGS = "worker", "began", "place", "fault", "settings"
+_ATTEMPTS = 10  # at making a database that another process may be making
 _SILENT = 600.0  # seconds that a trial of another machine may always take
 _POLL = 0.5
 
@@ -57,22 +57,33 @@ def storage(url: str) -> optuna.storages.BaseStorage:
     Raises:
         LexibitError: it cannot be reached.
     """
-    with _answering(url):
-        # seconds that a process waits for another one's writing
-        engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-        return optuna.storages.RDBStorage(url, engine_kwargs=engine)
+    # seconds that a process waits for another one's writing
+    engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    for attempt in range(_ATTEMPTS):
+        try:
+            with _answering(url):
+                return optuna.storages.RDBStorage(url, engine_kwargs=engine)
+        except LexibitError as error:
+            # of processes that make the tables at once all but one fail, and find them a moment later
+            if not isinstance(error.__cause__, IntegrityError | OperationalError) or attempt == _ATTEMPTS - 1:
+                raise
+            if "exist" not in str(error) and "UNIQUE" not in str(error):
+                raise
+            time.sleep(0.1 * (attempt + 1))
+    raise AssertionError
 
 
 class Trials:
     """The trials of one study: what was tried, and what to try next.
 
     A trial counts when its objective has a value, or failed by an error of its own. One whose process was
-    killed does not: the next process tries the same again, so that a search that was broken off ends where an
-    unbroken one does. What is tried at the n-th place depends on the seed, on n, and on the trials before it.
+    killed does not: the next process tries the same again. What is tried at the n-th place depends on the
+    seed, on n, and on the trials that are finished: so a search that was broken off ends where an unbroken
+    one does, if one process at a time worked on it, on one machine.
 
     Several processes may work on one study at once: each takes the first place that is free. If two take the
     same by chance, the earlier trial counts. A process of this machine is known to be gone when it is; one of
-    another machine when its trial takes twenty times as long as any before, and ten minutes at least.
+    another machine when its trial takes twenty times as long as any that succeeded, and ten minutes at least.
 
     Args:
         name: of the study.
@@ -142,41 +153,49 @@ class Trials:
         Raises:
             LexibitError: the storage cannot be used.
         """
-        with _answering(self.name):
-            while True:
-                self._bury()
-                places = self._places()
-                free = next((place for place in range(count) if place not in places), None)
-                if free is not None:
-                    self._one(free, objective, seen)
-                elif all(trial.state.is_finished() for trial in places.values()):
-                    return
-                else:
-                    time.sleep(_POLL)  # another process is at the last ones
+        while True:
+            self._bury()
+            places = self._places()
+            free = next((place for place in range(count) if place not in places), None)
+            if free is not None:
+                seen(self._one(free, objective))
+            elif all(places[place].state.is_finished() for place in range(count)):
+                return
+            else:
+                time.sleep(_POLL)  # another process is at the last ones
 
-    def _one(
-        self, place: int, objective: Callable[[Parameters], float], seen: Callable[[Trial], None]
-    ) -> None:
-        trial = self._study.ask()
-        trial.set_user_attr(_WORKER, _me())
-        trial.set_user_attr(_PLACE, place)
+    def _one(self, place: int, objective: Callable[[Parameters], float]) -> Trial:
+        with _answering(self.name):
+            trial = self._study.ask()
+            trial.set_user_attr(_WORKER, me())
+            trial.set_user_attr(_BEGAN, time.time())
+            trial.set_user_attr(_PLACE, place)
+        start = time.perf_counter()
         try:
-            mine = next(one for one in self._all() if one.number == trial.number)
-            self._given.parameters = self._propose(place, mine)
-            parameters = {
-                key: trial.suggest_float(key, low, high, log=log)
-                for key, (low, high, log) in self._ranges.items()
-            }
+            with _answering(self.name):
+                mine = next(one for one in self._all() if one.number == trial.number)
+                self._given.parameters = self._propose(place, mine)
+                parameters = {
+                    key: trial.suggest_float(key, low, high, log=log)
+                    for key, (low, high, log) in self._ranges.items()
+                }
             value, fault = _value(objective, parameters)
         except BaseException:
-            self._study.tell(trial, state=TrialState.FAIL)
+            self._fail(trial.number)
             raise
         if fault is None:
-            self._study.tell(trial, value, skip_if_finished=True)
+            with _answering(self.name), suppress(UpdateFinishedTrialError):
+                self._study.tell(trial.number, value, skip_if_finished=True)
         else:
-            trial.set_user_attr(_FAULT, fault)
-            self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-        seen(next(one for one in self.done() if one.number == place))
+            with _answering(self.name), suppress(UpdateFinishedTrialError):
+                trial.set_user_attr(_FAULT, fault)
+            self._fail(trial.number)
+        return Trial(place, parameters, value, time.perf_counter() - start, fault)
+
+    def _fail(self, number: int) -> None:
+        """Give up a trial, if nobody else has."""
+        with _answering(self.name), suppress(UpdateFinishedTrialError):
+            self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _propose(self, place: int, trial: FrozenTrial) -> Parameters:
         """What to try at a place."""
@@ -197,10 +216,9 @@ class Trials:
                 for key, one in self._space.items()
             }
 
-    def done(self) -> list[Trial]:
-        """The trials that count and are finished, in order."""
-        with _answering(self.name):
-            places = self._places()
+    def done(self, count: int) -> list[Trial]:
+        """The trials that count and are finished, in order, the first ``count`` at most."""
+        places = self._places()
         return [
             Trial(
                 place,
@@ -210,20 +228,23 @@ class Trials:
                 trial.user_attrs.get(_FAULT),
             )
             for place, trial in sorted(places.items())
-            if trial.state.is_finished()
+            if place < count and trial.state.is_finished()
         ]
 
-    def best(self) -> Trial:
-        """The trial of the least value, the first of equal ones.
+    def best(self, count: int) -> Trial:
+        """The trial of the least value among the first ``count``, the first of equal ones.
 
         Raises:
             LexibitError: all have failed.
         """
-        done = self.done()
+        done = self.done(count)
         good = [trial for trial in done if trial.fault is None]
         if not good:
-            reason = f": {done[0].fault}" if done else ""
-            raise LexibitError(f"study {self.name!r}: none of its {len(done)} trials succeeded{reason}")
+            reason = f" ({done[0].fault})" if done else ""
+            raise LexibitError(
+                f"study {self.name!r}: none of its {len(done)} trials succeeded{reason}: mend the cause, and "
+                "name another --study, as these trials count"
+            )
         return min(good, key=lambda trial: trial.value)
 
     def _all(self) -> list[FrozenTrial]:
@@ -232,18 +253,26 @@ class Trials:
     def _places(self) -> dict[int, FrozenTrial]:
         """The trial at each place that is taken: the first that was not given up."""
         found: dict[int, FrozenTrial] = {}
-        for trial in self._all():
-            if _PLACE in trial.user_attrs and not _killed(trial):
-                found.setdefault(trial.user_attrs[_PLACE], trial)
+        with _answering(self.name):
+            for trial in self._all():
+                if _PLACE in trial.user_attrs and not _killed(trial):
+                    found.setdefault(trial.user_attrs[_PLACE], trial)
         return found
 
     def _bury(self) -> None:
         """Give up the trials whose process is gone."""
-        trials = self._all()
-        longest = max((trial.duration.total_seconds() for trial in trials if trial.duration), default=0.0)
+        with _answering(self.name):
+            trials = self._all()
+        took = [
+            trial.duration.total_seconds()
+            for trial in trials
+            if trial.state == TrialState.COMPLETE and trial.duration
+        ]
         for trial in trials:
-            if trial.state == TrialState.RUNNING and _gone(trial, max(_SILENT, 20 * longest)):
-                self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            # one that was killed before it had a place is in nobody's way
+            running = trial.state == TrialState.RUNNING and _PLACE in trial.user_attrs
+            if running and _gone(trial, max(_SILENT, 20 * max(took, default=0.0))):
+                self._fail(trial.number)
 
 
 class _Given(BaseSampler):
@@ -274,43 +303,23 @@ def _killed(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.FAIL and _FAULT not in trial.user_attrs
 
 
-def _me() -> str:
-    return f"{socket.gethostname()} {os.getpid()} {_born(os.getpid())}"
-
-
 def _gone(trial: FrozenTrial, silent: float) -> bool:
     """Whether the process of a running trial has ended; on another machine, if it took ``silent`` s."""
-    since = time.time() - (trial.datetime_start.timestamp() if trial.datetime_start else 0.0)
-    worker = trial.user_attrs.get(_WORKER)
-    if worker is None:
-        return since > _UNNAMED
-    host, process, born = worker.split()
-    return _born(int(process)) != born if host == socket.gethostname() else since > silent
-
-
-def _born(process: int) -> str:
-    """When a process of this machine began, in the machine's own count; empty if there is none."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
-    except OSError:
-        pass
-    try:
-        os.kill(process, 0)
-    except OSError:
-        return ""
-    return "?"
+    worker, began = trial.user_attrs[_WORKER], trial.user_attrs[_BEGAN]
+    return ended(worker) if here(worker) else time.time() - began > silent
 
 
 @contextmanager
 def _answering(what: str) -> Iterator[None]:
     """Errors of a storage as lexibit's own."""
-    import sqlalchemy.exc
-
     try:
         yield
-    except (optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+    except UpdateFinishedTrialError:
+        raise
+    except (optuna.exceptions.OptunaError, SQLAlchemyError, ImportError) as error:
+        cause = error.__cause__ or error
+        reason = str(cause).splitlines()[0]
         raise LexibitError(
             f"{what}: the storage of the search cannot be used ({reason}): see that its URL is right, that "
             "it can be reached, and that its disk is not full; what it holds stays"
-        ) from error
+        ) from cause

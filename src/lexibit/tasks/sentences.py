@@ -148,8 +148,8 @@ class SentenceTask(Trainable):
         ours, theirs = self._places(model), self._places(teacher)
         if ours != theirs:
             raise LexibitError(
-                f"the teacher {named(teacher)} has its classes in another order than the model: give a "
-                f"teacher with {', '.join(sorted(ours, key=lambda name: ours[name]))}"
+                f"the teacher {named(teacher)} has the classes {', '.join(_in_order(theirs))}, the model "
+                f"{', '.join(_in_order(ours))}: give a teacher with the same ones in the same order"
             )
 
     def outcomes(
@@ -207,6 +207,10 @@ class SentenceTask(Trainable):
                 "other names for the same, set id2label in its config.json"
             )
         return {label: names.index(folded) for label, folded in zip(self.labels, ours, strict=True)}
+
+
+def _in_order(places: Mapping[str, int]) -> list[str]:
+    return sorted(places, key=lambda name: places[name])
 
 
 def _numbers(model: PreTrainedModel, examples: Examples, numbers: Mapping[str, int]) -> list[int | float]:

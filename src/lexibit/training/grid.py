@@ -36,12 +36,14 @@ def best_of(grid: Sequence[Settings], once: Callable[[Settings, Path, bool], Any
     """
     if len(grid) == 1:
         return once(grid[0], out, False)
+    work = out.with_name(f"{out.name}.{GRID}")
     if out.exists():
+        # what a kill behind the last step left
+        shutil.rmtree(work, ignore_errors=True)
         raise LexibitError(f"{out}: exists already: choose another folder, or remove it first")
     rates = [settings.learning_rate for settings in grid]
     if len(set(rates)) < len(rates):
         raise LexibitError(f"the learning rates {', '.join(map(str, rates))} are not all different")
-    work = out.with_name(f"{out.name}.{GRID}")
     folders = [work / str(rate) for rate in rates]
     trained = [once(settings, folder, True) for settings, folder in zip(grid, folders, strict=True)]
     first = [done.scores[0] for done in trained]
@@ -50,6 +52,7 @@ def best_of(grid: Sequence[Settings], once: Callable[[Settings, Path, bool], Any
     best = max(range(len(grid)), key=lambda place: (worth[place] == worth[place], worth[place], -place))
     with needs_extra("tasks"):
         from accelerate import PartialState
+    PartialState().wait_for_everyone()
     if not PartialState().is_main_process:
         return trained[best]
     report = folders[best] / TRAINING[0]

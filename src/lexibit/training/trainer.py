@@ -33,6 +33,7 @@ from lexibit.checkpoint.target import TRAINING, new_folder, save_folder
 from lexibit.errors import LexibitError
 from lexibit.files import to_json, write_json
 from lexibit.nn import codebooks
+from lexibit.processes import ended, here, me
 from lexibit.tasks import Examples, Score, Trainable, digest
 from lexibit.tasks.epochs import EpochCallback, Epochs
 from lexibit.training.settings import Settings
@@ -40,7 +41,7 @@ from lexibit.training.settings import Settings
 REPORT, LOGS = TRAINING
 _LEVELS = "levels.safetensors"
 _STATE = "trainer_state.json"
-_RUN = "run.json"
+_RUN, _PROCESS = "run.json", "process"
 _RATE = 5e-5
 
 
@@ -124,6 +125,7 @@ def train(
         run["signature"] = task.signature
     if out.exists():
         return _finished(out, run)
+    _check_free(work)
     start = time.perf_counter()
     seed(settings.seed)
     with tuning.trained_levels(model) if quantized else nullcontext():
@@ -170,18 +172,26 @@ def _known(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _start(work: Path, run: dict[str, Any]) -> None:
-    """Make the folder of a run's checkpoints, or see that it can go on from those that are there."""
+    """Make the folder of a run's checkpoints, or see that it can go on from those that are there.
+
+    Raises:
+        LexibitError: checkpoints of another run are there, or another process is at work.
+    """
     said = work / _RUN
-    if work.exists() and not said.is_file() and (not work.is_dir() or any(work.iterdir())):
-        raise LexibitError(f"{work}: is in the way of checkpoints: remove it, or choose another folder")
     run = json.loads(to_json(run))
+    before = json.loads(said.read_text(encoding="utf-8")) if said.is_file() else {}
+    process = before.pop(_PROCESS, None)
+    if process is not None and process != me() and here(process) and not ended(process):
+        raise LexibitError(
+            f"{work}: another process is training there ({process.split()[1]}): wait for it, or "
+            "choose another folder"
+        )
     if _last(work) is None:
-        # a run that came to no checkpoint, as its model or data was refused, is in nobody's way
-        shutil.rmtree(work, ignore_errors=True)
+        # a run that came to no checkpoint is in nobody's way
+        if work.exists():
+            shutil.rmtree(work)
         work.mkdir(parents=True)
-        write_json(said, run)
-        return
-    if others := list(_others(json.loads(said.read_text(encoding="utf-8")), run)):
+    elif others := list(_others(before, run)):
         raise LexibitError(
             f"{work}: holds checkpoints of a run in which {'; '.join(others)}: go on with what it had, or "
             "remove the folder to start afresh"
@@ -189,6 +199,16 @@ def _start(work: Path, run: dict[str, Any]) -> None:
     for folder in work.glob("checkpoint-*"):
         if not _is_whole(folder):
             shutil.rmtree(folder)
+    write_json(said, run | {_PROCESS: me()})
+
+
+def _check_free(work: Path) -> None:
+    """Refuse a place for checkpoints in which something else is."""
+    if not work.exists():
+        return
+    # another process of this run may be about to write its first file, under a name with a dot
+    if not work.is_dir() or (any(work.glob("[!.]*")) and not (work / _RUN).is_file()):
+        raise LexibitError(f"{work}: is in the way of checkpoints: remove it, or choose another folder")
 
 
 def _last(work: Path) -> Path | None:
@@ -252,6 +272,8 @@ class _Trainer(Trainer):
         self.teacher = None if teacher is None else teacher.train(False)
         features = task.features(model, tokenizer, examples)
         ordered = getattr(features, "ordered", False)
+        if ordered and settings.group_by_length:
+            raise LexibitError(f"{type(model).__name__} reads its text in order: leave group_by_length out")
         first = task.metrics[0]
         # a model may bring its own recipe
         own = dict(getattr(model, "training_arguments", {}))
