@@ -91,6 +91,10 @@ def search(
         str | None,
         typer.Option(help="An Optuna storage URL; a SQLite file beside --out if not given.", metavar="URL"),
     ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(help="Also draw the history, what mattered and what layers got, as SVG in this folder."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Search how much the errors of weights should count, as E, C and P, and the bits of each layer.
@@ -197,6 +201,8 @@ def search(
         "stages": {name: [asdict(trial) for trial in done] for name, done in found.stages.items()},
     }
     write_json(out, {"config": problem.result(found.settings).to_dict(), "search": report})
+    if figures is not None:
+        searching.draw(found, measured.name, figures)
     if json:
         print_json({"out": str(out)} | report)
         return
