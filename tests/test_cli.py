@@ -721,6 +721,11 @@ def test_search_writes_a_plan_that_quantize_takes(run, run_json, fails, float_fo
     assert "was begun with config" in fails(*line, "--bits", "3")
     out.write_text(before)
     quantized = run_json("quantize", model, tmp_path / "packed", "--plan", out)
+    assert json.loads((tmp_path / "packed" / "search.json").read_text()) == json.loads(before)
+    # which makes it again
+    run_json("quantize", model, tmp_path / "again", "--plan", tmp_path / "packed" / "search.json")
+    packed, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("packed", "again"))
+    assert packed == again
     importances = {weight["importance"] for weight in quantized["weights"]}
     assert importances != {None}
     assert "says all: leave --bits out" in fails(

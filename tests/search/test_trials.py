@@ -228,3 +228,35 @@ def test_a_storage_that_cannot_be_used_is_an_error_with_its_name(tmp_path: Path)
 
     with pytest.raises(LexibitError, match="the storage of the search cannot be used"):
         trials.run(fills, 4)
+
+
+_FULL = """
+import resource, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_trials import bowl, study
+from lexibit.errors import LexibitError
+
+trials = study(Path({file!r}), seed=3)
+trials.run(bowl, 3)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+# as on a disk without room: no file may grow
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    trials.run(bowl, 6)
+except LexibitError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_an_error_and_the_search_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    file, whole = tmp_path / "full.db", study(tmp_path / "whole.db", seed=3)
+    code = _FULL.format(tests=str(Path(__file__).parent), file=str(file))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "the storage of the search cannot be used" in ended.stdout
+    trials = study(file, seed=3)
+    assert 3 <= len(trials.done(6)) < 6
+    trials.run(bowl, 6)
+    whole.run(bowl, 6)
+    assert tried(trials) == tried(whole)

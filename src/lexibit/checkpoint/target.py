@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -31,11 +31,18 @@ TRAINING = ("training.json", "logs")
 _OTHER_FRAMEWORKS = ("onnx", "openvino", "coreml", "tensorflow", "flax", "rust")
 
 
-def quantize_to(source: Path, out: Path, config: LexibitConfig, *, progress: bool = True) -> tuple[Plan, int]:
+def quantize_to(
+    source: Path,
+    out: Path,
+    config: LexibitConfig,
+    *,
+    progress: bool = True,
+    beside: Mapping[str, bytes] | None = None,
+) -> tuple[Plan, int]:
     """Quantize a model folder or safetensors file into a new folder.
 
-    The folder gets the packed weights and every other file of the source (tokenizer, pooling, ...). It
-    appears in one step when it is whole; if anything fails, nothing is left.
+    The folder gets the packed weights, every other file of the source (tokenizer, pooling, ...), and files
+    ``beside`` them, by name. It appears in one step when it is whole; if anything fails, nothing is left.
 
     Returns:
         The plan that was carried out, and the bytes of the weight files written.
@@ -51,6 +58,8 @@ def quantize_to(source: Path, out: Path, config: LexibitConfig, *, progress: boo
             done = quantize(model, config, progress=progress)
             save_folder(model, staged)
             copy_companions(source, staged)
+        for name, content in (beside or {}).items():
+            (staged / name).write_bytes(content)
         size = sum(file.stat().st_size for file in weight_files(staged))
     return done, size
 

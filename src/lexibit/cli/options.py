@@ -35,6 +35,17 @@ SEARCH = "search"  # what a plan file calls the search that found it
 _MATCH = "A shell pattern on the weights' names, like '*.query'; may be given more than once."
 
 
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "--plan",
+        help="All of the above from a JSON file instead: a plan of lexibit search, or a config that "
+        "compare-schemes --json printed.",
+    ),
+]
+
+
 def _config(
     context: typer.Context,
     scheme: Annotated[
@@ -78,15 +89,7 @@ def _config(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            "--plan",
-            help="All of the above from a JSON file instead: a plan of lexibit search, or a config that "
-            "compare-schemes --json printed.",
-        ),
-    ] = None,
+    config: PlanFile = None,
 ) -> LexibitConfig:
     asked = LexibitConfig(
         scheme=scheme,
@@ -189,4 +192,10 @@ def takes(**makers: Callable[..., Any]) -> Callable[[Callable[..., None]], Calla
     return decorate
 
 
+def _search(config: PlanFile = None) -> Path | None:
+    """The plan file, if it tells how it was found."""
+    return config if config is not None and SEARCH in json.loads(config.read_text("utf-8")) else None
+
+
 takes_config = takes(config=_config)
+takes_plan = takes(config=_config, search=_search)

@@ -9,21 +9,23 @@ from typing import Annotated
 import typer
 
 from lexibit import checkpoint
-from lexibit.cli.options import Model, takes_config
+from lexibit.cli.options import Model, takes_plan
 from lexibit.cli.show import Json, console, print_json, size
 from lexibit.config import LexibitConfig
 
 
-@takes_config
+@takes_plan
 def quantize(
     model: Model,
     out: Annotated[Path, typer.Argument(help="The new folder; must not exist yet.")],
     config: LexibitConfig,
+    search: Path | None,
     json: Json = False,
 ) -> None:
     """Quantize a model into a new folder, really packed.
 
-    The folder is loaded with from_pretrained after 'import lexibit'.
+    The folder is loaded with from_pretrained after 'import lexibit'. A plan of lexibit search is kept in it,
+    as search.json.
 
     [bold]Examples[/]
 
@@ -37,7 +39,11 @@ def quantize(
     """
     start = time.perf_counter()
     plan, nbytes = checkpoint.quantize_to(
-        checkpoint.find(model), out, config, progress=not json and console.is_terminal
+        checkpoint.find(model),
+        out,
+        config,
+        progress=not json and console.is_terminal,
+        beside={} if search is None else {"search.json": search.read_bytes()},
     )
     seconds = time.perf_counter() - start
     if json:
