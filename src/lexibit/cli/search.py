@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
+import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.live import Live
 from rich.table import Table
-from safetensors.torch import save
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lexibit import __version__, checkpoint, tasks
 from lexibit.cli.measures import BatchSize, Data, Text
@@ -23,7 +21,6 @@ from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError, needs_extra, unknown
 from lexibit.fidelity import Reference
 from lexibit.files import write_json
-from lexibit.plan import storages
 
 if TYPE_CHECKING:
     from lexibit.search import Found, Problem
@@ -154,13 +151,14 @@ def search(
         )
     settings = {
         "version": __version__,
-        "model_sha256": _digest(loaded, tokenizer),
+        "model_sha256": searching.fingerprint(loaded, tokenizer),
         "config": config.to_dict(),
         "task": task,
         "objective": measured.name,
         "examples_sha256": tasks.digest(examples),
         "batch_size": batch_size,
     }
+    start = time.perf_counter()
     options = {} if budget is None else searching.sensitivities(problem, progress=_shown(json))
     bits = {} if budget is None else searching.under(options, budget, problem)
     view = _View(str(out), measured.name)
@@ -184,6 +182,7 @@ def search(
             seen=seen,
         )
     report = {
+        "seconds": time.perf_counter() - start,
         "model": model,
         "mode": mode,
         "budget": budget,
@@ -197,7 +196,8 @@ def search(
         "start": found.start,
         "found": found.value,
         "settings": {name: asdict(one) for name, one in found.settings.items()},
-        "held_out": _held_out(problem, found, chosen, tokenizer, held, batch_size),
+        "held_out": chosen
+        and searching.held_out(problem, found, chosen, tokenizer, held, batch_size=batch_size),
         "stages": {name: [asdict(trial) for trial in done] for name, done in found.stages.items()},
     }
     write_json(out, {"config": problem.result(found.settings).to_dict(), "search": report})
@@ -225,39 +225,6 @@ def _refuse_idle(needed: str, missing: bool, options: dict[str, object]) -> None
     for name, value in options.items():
         if missing and value is not None:
             raise LexibitError(f"--{name} goes with {needed}: leave it out, or give that")
-
-
-def _digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What tells a model, with its configuration and its tokenizer, from others."""
-    found = hashlib.sha256(model.config.to_json_string().encode())
-    found.update(repr(sorted(tokenizer.get_vocab().items())).encode())
-    if tokenizer.is_fast:
-        found.update(cast(Any, tokenizer).backend_tokenizer.to_str().encode())
-    for parameter, uses in storages(model):
-        found.update(uses[0].name.encode())
-        found.update(save({"": parameter.detach().contiguous()}))
-    return found.hexdigest()
-
-
-def _held_out(
-    problem: Problem,
-    found: Found,
-    task: tasks.Trainable | None,
-    tokenizer: Any,
-    examples: tasks.Examples,
-    batch_size: int,
-) -> dict[str, Any] | None:
-    """Scores on the evaluation examples: of the float model, as configured, and with what was found."""
-    if task is None:
-        return None
-    outcomes = {}
-    for name, settings in (("float", None), ("start", {}), ("found", found.settings)):
-        with nullcontext() if settings is None else problem.quantized(settings):
-            outcomes[name] = task.outcomes(problem.model, tokenizer, examples, batch_size=batch_size)
-    seed = problem.config.seed
-    scores = {name: [asdict(one) for one in task.scores(rows, seed=seed)] for name, rows in outcomes.items()}
-    gain = task.differences(outcomes["found"], outcomes["start"], seed=seed)
-    return {"scores": scores, "differences": [asdict(one) for one in gain]}
 
 
 class _View:

@@ -5,7 +5,19 @@ Needs the packages of the extra ``search``.
 
 from lexibit.search.bits import sensitivities, under
 from lexibit.search.figures import draw
+from lexibit.search.heldout import fingerprint, held_out
 from lexibit.search.modes import MODES, Found, search
 from lexibit.search.problem import Problem, Setting
 
-__all__ = ["MODES", "Found", "Problem", "Setting", "draw", "search", "sensitivities", "under"]
+__all__ = [
+    "MODES",
+    "Found",
+    "Problem",
+    "Setting",
+    "draw",
+    "fingerprint",
+    "held_out",
+    "search",
+    "sensitivities",
+    "under",
+]
