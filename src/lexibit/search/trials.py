@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from lexibit.errors import LexibitError, unknown
 from lexibit.processes import ended, here, me
@@ -59,18 +59,15 @@ def storage(url: str) -> optuna.storages.BaseStorage:
     """
     # seconds that a process waits for another one's writing
     engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    for attempt in range(_ATTEMPTS):
-        try:
-            with _answering(url):
+    with _answering(url):
+        for attempt in range(1, _ATTEMPTS):
+            try:
                 return optuna.storages.RDBStorage(url, engine_kwargs=engine)
-        except LexibitError as error:
-            # of processes that make the tables at once all but one fail, and find them a moment later
-            if not isinstance(error.__cause__, IntegrityError | OperationalError) or attempt == _ATTEMPTS - 1:
-                raise
-            if "exist" not in str(error) and "UNIQUE" not in str(error):
-                raise
-            time.sleep(0.1 * (attempt + 1))
-    raise AssertionError
+            except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+                if not _made_by_another(error):
+                    raise
+                time.sleep(0.1 * attempt)
+        return optuna.storages.RDBStorage(url, engine_kwargs=engine)
 
 
 class Trials:
@@ -307,6 +304,16 @@ def _gone(trial: FrozenTrial, silent: float) -> bool:
     """Whether the process of a running trial has ended; on another machine, if it took ``silent`` s."""
     worker, began = trial.user_attrs[_WORKER], trial.user_attrs[_BEGAN]
     return ended(worker) if here(worker) else time.time() - began > silent
+
+
+def _made_by_another(error: BaseException) -> bool:
+    """Whether the tables were there when they were to be made.
+
+    Of processes that make them at once all but one fail, and find them a moment later.
+    """
+    # Optuna hands SQLAlchemy's error on in some places and wraps it in one of its own in others
+    told = f"{error} {error.__cause__}"
+    return "already exists" in told or "UNIQUE" in told
 
 
 @contextmanager
