@@ -747,7 +747,8 @@ def test_search_on_text_and_what_it_refuses(run_json, fails, float_folder, class
         (("--objective", "loss"), "--task"),
         (("--dev-limit", "5"), "--task"),
         (("--mode", "manual", "--trials", "3"), "--mode model-wise or layer-wise"),
-        (("--budget", "3", "--study", "x"), "--mode"),
+        (("--budget", "3", "--study", "x"), "--mode or --refine"),
+        (("--refine", "3"), "--budget"),
     ):
         assert f"goes with {needed}" in fails(*line, "--text", text, *idle)
     away = ["search", model, "--out", tmp_path / "no" / "plan.json", "--text", text]
@@ -771,3 +772,13 @@ def test_search_for_bits_keeps_its_budget(run, run_json, float_folder, classifie
     packed = run_json("quantize", model, tmp_path / "packed", "--plan", out)
     assert packed["bits_per_weight"] == pytest.approx(report["bits_per_weight"])
     assert report["bits_per_weight"] <= 6
+    line[-1], figures = tmp_path / "refined.json", tmp_path / "figures"
+    code, shown, err = run(*line, "--refine", "4", "--figures", figures)
+    assert code == 0, err
+    assert "stored bits a weight; 4 trials" in shown
+    refined = json.loads((tmp_path / "refined.json").read_text())["search"]
+    assert list(refined["stages"]) == ["bits"]
+    assert refined["stages"]["bits"][0]["value"] == report["found"]
+    assert refined["found"] == min(trial["value"] for trial in refined["stages"]["bits"])
+    assert refined["bits_per_weight"] <= 6
+    assert (figures / "history.svg").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -54,6 +54,14 @@ def search(
             help="Choose the bits of each layer, 1 to 6, in place of --bits, so that weights take so many "
             "stored bits in the mean.",
             min=0,
+        ),
+    ] = None,
+    refine: Annotated[
+        int | None,
+        typer.Option(
+            help="With --budget: so many trials of bits on the whole model, the first of them with the bits "
+            "chosen layer by layer; none if not given.",
+            min=1,
         ),
     ] = None,
     trials: Annotated[
@@ -121,14 +129,20 @@ def search(
         mode = "model-wise"
     _check_mode(mode)
     _refuse_idle("--task", task is None, {"objective": objective, "data": data, "dev-limit": dev_limit})
-    proposed: dict[str, object] = {"trials": trials, "sampler": sampler}
-    _refuse_idle("--mode", mode is None, proposed | {"study": study, "storage": storage})
-    _refuse_idle("--mode model-wise or layer-wise", mode == "manual", proposed)
+    _refuse_idle("--budget", budget is None, {"refine": refine})
+    _refuse_idle("--mode model-wise or layer-wise", mode in (None, "manual"), {"trials": trials})
+    _refuse_idle(
+        "--mode model-wise or layer-wise, or --refine",
+        mode in (None, "manual") and refine is None,
+        {"sampler": sampler},
+    )
+    _refuse_idle("--mode or --refine", mode is None and refine is None, {"study": study, "storage": storage})
     if out.exists():
         raise LexibitError(f"{out}: exists already: choose another file, or remove it first")
     if not out.absolute().parent.is_dir():
         raise LexibitError(f"{out}: its folder does not exist: make it first")
-    where = None if mode is None else opened(storage or f"sqlite:///{out.with_suffix('.db')}")
+    searched = mode is not None or refine is not None
+    where = opened(storage or f"sqlite:///{out.with_suffix('.db')}") if searched else None
     folder = checkpoint.find(model)
     if not folder.is_dir():
         raise LexibitError(f"{model}: a search runs the model: give its folder, not a file of weights")
@@ -169,18 +183,21 @@ def search(
             if live is not None:
                 live.update(view.table())
 
-        found = searching.search(
-            problem,
-            mode,
-            trials or _TRIALS.get(mode or "", 1),
-            bits=bits,
-            study=study or out.stem,
-            where=where,
-            seed=config.seed,
-            sampler=sampler or "gp",
-            settings=settings,
-            seen=seen,
-        )
+        proposing: Any = {
+            "study": study or out.stem,
+            "where": where,
+            "seed": config.seed,
+            "sampler": sampler or "gp",
+            "settings": settings,
+            "seen": seen,
+        }
+        first = {}
+        if budget is not None and refine is not None:
+            bits, tried = searching.refine(options, budget, problem, refine, **proposing)
+            first = {searching.REFINEMENT: tried}
+        count = trials or _TRIALS.get(mode or "", 1)
+        found = searching.search(problem, mode, count, bits=bits, **proposing)
+        found = replace(found, stages=first | found.stages)
     report = {
         "seconds": time.perf_counter() - start,
         "model": model,
@@ -244,7 +261,11 @@ class _View:
             self._title, "stage", "#trial", "#E", "#1-C", "#P", f"#{self._objective}", "#best", "#s"
         )
         for stage, trial, best in self._rows[-10:]:
-            tried = [f"{trial.parameters[name]:.3g}" for name in ("E", "1-C", "P")]
+            # a trial of bits has none of these
+            tried = [
+                f"{trial.parameters[name]:.3g}" if name in trial.parameters else ""
+                for name in ("E", "1-C", "P")
+            ]
             value = number(trial.value, ".5f") if trial.fault is None else "failed"
             shown.add_row(
                 stage, str(trial.number), *tried, value, number(best, ".5f"), f"{trial.seconds:.1f}"

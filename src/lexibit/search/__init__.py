@@ -3,7 +3,7 @@
 Needs the packages of the extra ``search``.
 """
 
-from lexibit.search.bits import sensitivities, under
+from lexibit.search.bits import REFINEMENT, refine, sensitivities, under
 from lexibit.search.figures import draw
 from lexibit.search.heldout import fingerprint, held_out
 from lexibit.search.modes import MODES, Found, search
@@ -11,12 +11,14 @@ from lexibit.search.problem import Problem, Setting
 
 __all__ = [
     "MODES",
+    "REFINEMENT",
     "Found",
     "Problem",
     "Setting",
     "draw",
     "fingerprint",
     "held_out",
+    "refine",
     "search",
     "sensitivities",
     "under",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from optuna.storages import BaseStorage
 
 from lexibit.errors import LexibitError
 from lexibit.packing import MAX_BITS, MIN_BITS
@@ -11,8 +14,14 @@ from lexibit.progress import progress_bar
 from lexibit.search.allocation import Option, allocate
 from lexibit.search.layers import Layer
 from lexibit.search.problem import Problem, Setting
+from lexibit.search.trials import Parameters, Trial, Trials
 
 WIDTHS = tuple(range(1, 7))
+REFINEMENT = "bits"
+"""The stage in which allocations are tried on the whole model."""
+
+# how much more, or less, a layer's damage may count than it did alone
+_FACTORS = (1 / 16, 16.0, True)
 
 
 def sensitivities(
@@ -56,7 +65,7 @@ def sensitivities(
     return found
 
 
-def under(options: dict[str, list[Option]], budget: float, problem: Problem) -> dict[str, int]:
+def under(options: Mapping[str, Sequence[Option]], budget: float, problem: Problem) -> dict[str, int]:
     """The bits of each layer that keep a budget of stored bits a weight, and do least damage together.
 
     We take the damages of several layers to add up, which they need not do.
@@ -77,6 +86,73 @@ def under(options: dict[str, list[Option]], budget: float, problem: Problem) -> 
             f"{least:.3f}; larger groups, or --levels-dtype float16, take less"
         )
     return allocate(options, int(budget * weights / 8))
+
+
+def refine(
+    options: Mapping[str, Sequence[Option]],
+    budget: float,
+    problem: Problem,
+    trials: int,
+    *,
+    study: str,
+    where: BaseStorage,
+    seed: int = 0,
+    sampler: str = "gp",
+    settings: Mapping[str, Any] | None = None,
+    seen: Callable[[str, Trial], None] = lambda stage, trial: None,
+) -> tuple[dict[str, int], list[Trial]]:
+    """Search allocations within a budget by what the whole model comes to with them.
+
+    Damages of layers need not add up. So we try how much each layer's should count: with a factor of 1/16 to
+    16 a layer :func:`under` chooses bits anew, and the objective of the model quantized so is measured. It
+    begins with factors of one, so it can only gain, and every trial keeps the budget.
+
+    Args:
+        options: of :func:`sensitivities`.
+        budget: as for :func:`under`.
+        problem: the model and its objective.
+        trials: how many, the first included.
+        study: the name of the study in the storage, behind which stands the stage's.
+        where: the storage; what stands there is gone on from.
+        seed: of the sampler.
+        sampler: ``gp`` or ``tpe``.
+        settings: what else the objective depends on, to be the same as in the study that is there.
+        seen: is told of every trial that this process makes, and its stage.
+
+    Returns:
+        The bits of each layer, and the trials.
+
+    Raises:
+        LexibitError: as of :func:`under` and :class:`~lexibit.search.trials.Trials`.
+    """
+
+    def chosen(factors: Parameters) -> dict[str, int]:
+        weighed = {
+            name: [one._replace(damage=one.damage * factors[name]) for one in some]
+            for name, some in options.items()
+        }
+        return under(weighed, budget, problem)
+
+    measured: dict[tuple[int, ...], float] = {}
+
+    def value(factors: Parameters) -> float:
+        bits = chosen(factors)
+        key = tuple(bits.values())
+        if key not in measured:  # many factors give one allocation
+            measured[key] = problem.value({name: Setting(bits=width) for name, width in bits.items()})
+        return measured[key]
+
+    some = Trials(
+        f"{study}/{REFINEMENT}",
+        where,
+        dict.fromkeys(options, _FACTORS),
+        [dict.fromkeys(options, 1.0)],
+        seed=seed,
+        sampler=sampler,
+        settings=dict(settings or {}) | {"budget": budget},
+    )
+    some.run(value, trials, seen=lambda trial: seen(REFINEMENT, trial))
+    return chosen(some.best(trials).parameters), some.done(trials)
 
 
 def _possible(layer: Layer, bits: int) -> bool:
