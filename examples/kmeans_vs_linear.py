@@ -77,7 +77,8 @@ def table(args: argparse.Namespace, results: dict[tuple[str, int], dict[str, tup
             here = [results[task, seed][line][1][0] for seed in args.seeds]
             values = [score["value"] or 0.0 for score in here]
             low, high = (here[0]["low"], here[0]["high"]) if len(here) == 1 else (min(values), max(values))
-            spread = "" if low is None or high is None else f" ({low:.1f} to {high:.1f})"
+            digits = 1 if mean(values) >= 10 else 2  # a perplexity may be small
+            spread = "" if low is None or high is None else f" ({low:.{digits}f} to {high:.{digits}f})"
             cells.append(f"{mean(values):.2f}{spread}")
             means.append(mean(values))
         floats = floats or means
