@@ -15,7 +15,7 @@ import transformers
 from hypothesis import settings
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from lexibit import CodebookWeight, cli
+from lexibit import CodebookWeight, cli, ops
 from lexibit.groups import Groups, matrix_shape
 from lexibit.levels import LevelForm
 from lexibit.weight import WeightSpec
@@ -147,6 +147,13 @@ def float_folder(tmp_path, tiny_model, tiny_tokenizer):
         return out
 
     return make
+
+
+@pytest.fixture
+def exact():
+    """The reference in place of the kernels: what runs from codes has the bits of the decoded weights."""
+    with ops.kernels("reference"):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -551,6 +551,7 @@ def saved_language_model(path):
     return model
 
 
+@pytest.mark.usefixtures("exact")
 def test_a_plain_torch_model_is_saved_and_loaded_bit_for_bit_with_its_tie(tmp_path):
     model = saved_language_model(tmp_path / "lm.safetensors")
     assert len(codebooks(model)) == 5  # the tied weight, and two matrices of each layer

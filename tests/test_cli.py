@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lexibit
-from lexibit import LexibitConfig, checkpoint, comparison, demo
+from lexibit import LexibitConfig, checkpoint, comparison, demo, ops
+from lexibit.ops import native
 
 COMMANDS = [
     "plan",
@@ -27,6 +28,7 @@ COMMANDS = [
     "finetune",
     "tune",
     "demo",
+    "info",
 ]
 
 
@@ -782,3 +784,14 @@ def test_search_for_bits_keeps_its_budget(run, run_json, float_folder, classifie
     assert refined["found"] == min(trial["value"] for trial in refined["stages"]["bits"])
     assert refined["bits_per_weight"] <= 6
     assert (figures / "history.svg").exists()
+
+
+def test_info_names_the_kernels_and_why(run, run_json):
+    found = run_json("info")
+    assert found["kernels"] == found["available"][0] == native.chosen().name
+    assert found["available"][-1] == "reference"
+    with ops.kernels("reference"):
+        assert run_json("info")["kernels"] == "reference"
+        assert "kernels: reference, by lexibit.ops.kernels" in run("info")[1]
+    shown = run("info")[1]
+    assert f"kernels: {found['kernels']}, {found['why']}" in shown

@@ -174,6 +174,7 @@ def test_a_loaded_model_is_the_saved_one_bit_for_bit_and_of_its_class(trip):
     assert_equal_outputs(trip["loaded"], trip["quantized"])
 
 
+@pytest.mark.usefixtures("exact")
 def test_a_loaded_model_gives_what_its_dequantized_weights_give(trip):
     model = copy.deepcopy(trip["loaded"])
     lexibit.dequantize(model)
@@ -258,6 +259,7 @@ def test_a_model_loads_in_bfloat16(trip):
     assert_equal_outputs(loaded, plain)
 
 
+@pytest.mark.usefixtures("exact")
 def test_a_loaded_model_dequantizes_itself_into_a_model_that_saves_as_float(trip):
     model = copy.deepcopy(trip["loaded"])
     assert codebooks(model)
@@ -295,6 +297,7 @@ def test_alberts_shared_layers_are_stored_once(tiny_model, tmp_path):
     assert sizes[0] == sizes[1]
 
 
+@pytest.mark.usefixtures("exact")
 def test_longformers_global_attention_is_quantized_and_runs(tiny_model, tmp_path):
     model = tiny_model("longformer")
     quantized_folder(model, tmp_path / "packed")
@@ -713,6 +716,7 @@ CORRECTED = {
 }
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("shards", [False, True], ids=["whole", "sharded"])
 @pytest.mark.parametrize("name", CORRECTED)
 def test_split_channels_and_masks_survive_saving_and_loading(tiny_model, tmp_path, name, shards):

@@ -1,4 +1,4 @@
-"""The operators against the float operations that they stand for, to the last bit."""
+"""The reference operators against the float operations that they stand for, to the last bit."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lexibit import CodebookWeight, LexibitConfig, ops, quantize
+from lexibit import CodebookWeight, LexibitConfig, quantize
 from lexibit.nn import Quantized
 from lexibit.ops import reference
 
 Make = Callable[..., CodebookWeight]
+
+pytestmark = pytest.mark.usefixtures("exact")
 
 # bits, groups, form: every width, every shape of group, every form
 LAYOUTS = [
@@ -332,7 +334,9 @@ def test_a_model_compiles_without_a_graph_break() -> None:
         torch.testing.assert_close(compiled(ids), model(ids))
 
 
-def test_the_public_names_are_the_registered_operators() -> None:
-    assert ops.decode is ops.decode_op
-    assert ops.linear is ops.linear_op
-    assert ops.embedding is ops.embedding_op
+def test_operators_are_called_where_somebody_follows_what_is_computed(random_weight: Make) -> None:
+    weight, x = random_weight((7, 11)), torch.randn(2, 11)
+    assert "linear_op" in str(weight.linear(x.clone().requires_grad_()).grad_fn).replace(
+        "lexibit_linear", "linear_op"
+    )
+    assert weight.linear(x).grad_fn is None

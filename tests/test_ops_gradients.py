@@ -81,6 +81,7 @@ def trained(weight: CodebookWeight) -> tuple[tuple[Any, ...], Tensor]:
     return tuple(parts), parts[1]
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("correction", CORRECTIONS, ids=str)
 @pytest.mark.parametrize(("bits", "groups", "form"), LAYOUTS)
 def test_every_operators_levels_have_the_gradient_that_autograd_finds(

@@ -38,6 +38,7 @@ def quantized_modules(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, Quantized)]
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_runs_from_codes_as_it_runs_from_the_decoded_weights(tiny_model: Tiny, name: str) -> None:
     model = tiny_model(name)
@@ -154,6 +155,7 @@ def test_tying_again_changes_nothing(tiny_model: Tiny) -> None:
     assert not any(isinstance(v, torch.Tensor) for module in model.modules() for v in vars(module).values())
 
 
+@pytest.mark.usefixtures("exact")
 def test_a_module_used_in_two_places_is_quantized_once() -> None:
     shared = nn.Linear(6, 6)
     model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(6, 2))

@@ -77,6 +77,7 @@ def averages(weight: CodebookWeight, gradient: Tensor) -> Tensor:
     return found
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("name", ["bert-mlm", "albert-mlm", "gpt2", "llama-tied", "marian"])
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if r["scheme"] != "ocs"], ids=str)
 def test_a_level_has_the_average_of_its_members_gradients(

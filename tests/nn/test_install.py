@@ -192,6 +192,7 @@ class Bare(nn.Module):
         return x @ self.table.t()
 
 
+@pytest.mark.usefixtures("exact")
 def test_a_subclass_that_calls_super_finds_the_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     module = Scaled(6, 5)
     quantized(nn.Sequential(module))
@@ -341,6 +342,7 @@ def test_restoring_gives_the_plain_module_with_the_decoded_weights(case: Case) -
         assert torch.equal(getattr(module, name), decoded[name])
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("cls", [Scaled, Reader, Bare])
 def test_restoring_a_subclass_gives_that_subclass(cls: type[nn.Module]) -> None:
     module = cls() if cls is Bare else cls(6, 5)

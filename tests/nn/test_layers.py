@@ -42,6 +42,7 @@ def same(ours: Any, theirs: Any) -> None:
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("groups", ["matrix", "row", "columns:4"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(3, 11), (2, 3, 11), (11,), (0, 11)])
@@ -51,6 +52,7 @@ def test_linear(groups: str, bias: bool, shape: tuple[int, ...]) -> None:
     same(ours(x), plain(x))
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("groups", ["matrix", "row", "columns:4"])
 @pytest.mark.parametrize("shape", [(3, 11), (2, 3, 11), (11,), (0, 11)])
 def test_conv1d(groups: str, shape: tuple[int, ...]) -> None:

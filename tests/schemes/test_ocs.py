@@ -205,6 +205,7 @@ def test_odd_shapes_are_split(shape: tuple[int, ...]) -> None:
 # modules ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("exact")
 def test_linear_and_embedding_run_with_their_split_columns() -> None:
     linear, words = torch.nn.Linear(40, 24), torch.nn.Embedding(24, 40)
     with torch.no_grad():
@@ -222,6 +223,7 @@ def test_linear_and_embedding_run_with_their_split_columns() -> None:
     )
 
 
+@pytest.mark.usefixtures("exact")
 def test_the_input_channels_of_conv1d_are_its_rows() -> None:
     module = Conv1D(24, 40)  # weight [40, 24]
     w = outliers().t().contiguous()

@@ -16,6 +16,7 @@ from lexibit.cli.compare_schemes import compare_schemes
 from lexibit.cli.demo import demo
 from lexibit.cli.evaluate import evaluate
 from lexibit.cli.finetune import finetune
+from lexibit.cli.info import info
 from lexibit.cli.inspect import inspect
 from lexibit.cli.plan import plan
 from lexibit.cli.quantize import quantize
@@ -64,6 +65,7 @@ for command in (
     finetune,
     tune,
     demo,
+    info,
 ):
     app.command()(command)
 

@@ -1,9 +1,8 @@
 """The three things one does with a weight in codes: decode it, multiply with it, look rows up.
 
 Each is a PyTorch custom operator (``torch.ops.lexibit.*``) with a fake kernel for ``torch.compile``
-and gradients, of what goes in and of the levels. The implementation here is the reference, plain PyTorch
-on any device; a faster one for a device is added with ``linear_op.register_kernel("cpu")`` and must agree
-with it.
+and gradients, of what goes in and of the levels. The C++ kernels of :mod:`lexibit.ops.native` compute what
+they support; all else takes the reference, plain PyTorch on any device.
 
 All take a weight as the parts and the layout that :class:`lexibit.ops.reference.Stored` names.
 """
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lexibit.groups import matrix_shape
-from lexibit.ops import reference
+from lexibit.ops import native, reference
+from lexibit.ops.native import kernels as kernels
 from lexibit.ops.reference import Stored
 
 # a weight in an operator's schema, as Stored has it
@@ -30,7 +30,8 @@ _WEIGHT = (
 @torch.library.custom_op("lexibit::decode", mutates_args=(), schema=f"({_WEIGHT}) -> Tensor")
 def decode_op(*weight: Any) -> Tensor:
     """The weight: ``shape`` in the dtype of ``levels``."""
-    return reference.decode(Stored(*weight))
+    stored = Stored(*weight)
+    return native.decode(stored) if native.takes(stored) else reference.decode(stored)
 
 
 @decode_op.register_fake
@@ -46,8 +47,11 @@ def _(*weight: Any) -> Tensor:
 )
 def linear_op(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     """``x @ W.T + bias`` (``x @ W + bias`` if ``transposed``), with ``W`` decoded, in the dtype of ``x``."""
-    *stored, transposed = weight
-    decoded = reference.decode(Stored(*stored))
+    *parts, transposed = weight
+    stored = Stored(*parts)
+    if native.takes(stored, x, bias):
+        return native.linear(x, stored, bias, transposed)
+    decoded = reference.decode(stored)
     with torch.autocast(x.device.type, enabled=False):
         return reference.linear(x, decoded.to(x.dtype), bias, transposed)
 
@@ -61,7 +65,8 @@ def _(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
 @torch.library.custom_op("lexibit::embedding", mutates_args=(), schema=f"(Tensor ids, {_WEIGHT}) -> Tensor")
 def embedding_op(ids: Tensor, *weight: Any) -> Tensor:
     """The rows ``ids`` of the weight; only they are decoded."""
-    return reference.embedding(ids, Stored(*weight))
+    stored = Stored(*weight)
+    return native.embedding(ids, stored) if native.takes(stored) else reference.embedding(ids, stored)
 
 
 @embedding_op.register_fake
@@ -147,10 +152,48 @@ decode_op.register_autograd(_decode_backward, setup_context=_setup_decode)
 embedding_op.register_autograd(_embedding_backward, setup_context=_setup_embedding)
 linear_op.register_autograd(_linear_backward, setup_context=_setup_linear)
 
-# what callers use: the registered operators, with types
-decode: Callable[..., Tensor] = decode_op
-linear: Callable[..., Tensor] = linear_op
-embedding: Callable[..., Tensor] = embedding_op
+# What callers use. Where an operator would do nothing but call the kernels they are called at once: a small
+# product takes less time than an operator's way through PyTorch.
+
+
+def decode(*weight: Any) -> Tensor:
+    """:func:`decode_op`."""
+    if _direct(weight[_LEVELS]) and native.takes(stored := Stored(*weight)):
+        return native.decode(stored)
+    found: Tensor = decode_op(*weight)
+    return found
+
+
+def linear(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
+    """:func:`linear_op`."""
+    if _direct(x, bias, weight[_LEVELS]):
+        *parts, transposed = weight
+        if native.takes(stored := Stored(*parts), x, bias):
+            return native.linear(x, stored, bias, transposed)
+    found: Tensor = linear_op(x, bias, *weight)
+    return found
+
+
+def embedding(ids: Tensor, *weight: Any) -> Tensor:
+    """:func:`embedding_op`."""
+    if _direct(ids, weight[_LEVELS]) and ids.is_cpu and native.takes(stored := Stored(*weight)):
+        return native.embedding(ids, stored)
+    found: Tensor = embedding_op(ids, *weight)
+    return found
+
+
+def _direct(*inputs: Tensor | None) -> bool:
+    """Whether nobody follows what is computed: no gradient, no compiler, no tensors of another kind."""
+    if torch.compiler.is_compiling():
+        return False
+    followed = torch.is_grad_enabled()
+    for one in inputs:
+        if one is not None and ((followed and one.requires_grad) or type(one) not in _PLAIN):
+            return False
+    return True
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def members(*weight: Any) -> Tensor:

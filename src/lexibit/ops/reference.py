@@ -121,11 +121,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> 
 def embedding(ids: Tensor, weight: Stored) -> Tensor:
     """The rows ``ids`` of the weight: ``[*ids.shape, columns]``."""
     rows, columns = matrix_shape(tuple(weight.shape))
-    if ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"rows are looked up by int64 or int32, not {ids.dtype}")
-    wanted = ids.reshape(-1).long()
-    if wanted.numel() and not (int(wanted.min()) >= 0 and int(wanted.max()) < rows):
-        raise IndexError(f"row {int(wanted.min())} or {int(wanted.max())} of {rows} rows")
+    wanted = checked_rows(ids, rows)
     if wanted.numel() * columns == 0:
         return weight.levels.new_empty(*ids.shape, columns)
     if weight.extra[0]:
@@ -139,6 +135,21 @@ def embedding(ids: Tensor, weight: Stored) -> Tensor:
         zero = _rows(weight.mask, 1, Groups(rows, columns, (1, columns)), wanted)
         out.masked_fill_(zero.bool(), 0.0)
     return out.view(*ids.shape, columns)
+
+
+def checked_rows(ids: Tensor, rows: int) -> Tensor:
+    """The numbers of rows that are looked up, int64 ``[n]``.
+
+    Raises:
+        TypeError: they are no whole numbers.
+        IndexError: some are not from 0 to ``rows - 1``.
+    """
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"rows are looked up by int64 or int32, not {ids.dtype}")
+    wanted = ids.reshape(-1).long()
+    if wanted.numel() and not (int(wanted.min()) >= 0 and int(wanted.max()) < rows):
+        raise IndexError(f"row {int(wanted.min())} or {int(wanted.max())} of {rows} rows")
+    return wanted
 
 
 def levels_gradient(gradient: Tensor, ids: Tensor | None, weight: Stored) -> Tensor:

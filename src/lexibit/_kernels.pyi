@@ -1,0 +1,19 @@
+"""The C++ kernels (kernels/module.cpp): addresses and sizes in, results into memory that the caller made."""
+
+def available() -> list[str]: ...
+def parallel() -> bool: ...
+def decode(name: str, threads: int, weight: tuple[int, ...], out: int, /) -> None: ...
+def embedding(
+    name: str, threads: int, weight: tuple[int, ...], ids: int, count: int, out: int, /
+) -> None: ...
+def linear(
+    name: str,
+    threads: int,
+    weight: tuple[int, ...],
+    x: int,
+    tokens: int,
+    bias: int,
+    out: int,
+    transposed: bool,
+    /,
+) -> None: ...

@@ -1,0 +1,42 @@
+// A weight in codes, as the kernels see it: docs/format.md has the stored form.
+#pragma once
+
+#include <cstdint>
+
+namespace lexibit {
+
+// As lexibit.levels.LevelForm names them.
+enum class Form : int { table, symmetric, affine, uniform, binary };
+
+struct Weight {
+  const std::uint8_t* codes;  // one stream of bits, least significant first
+  std::int64_t code_bytes;
+  const float* levels;  // [groups, width of the form]
+  Form form;
+  int bits;
+  std::int64_t rows, columns;              // of the stored matrix, extra ones included
+  std::int64_t block_rows, block_columns;  // of a group
+  const std::int32_t* origins;             // of extra rows or columns; one of the two counts is zero
+  std::int64_t extra_rows, extra_columns;
+  const std::uint8_t* mask;  // bits of the own matrix, 1 for a weight that is zero; or null
+
+  std::int64_t own_rows() const { return rows - extra_rows; }
+  std::int64_t own_columns() const { return columns - extra_columns; }
+  std::int64_t runs() const { return (columns + block_columns - 1) / block_columns; }
+  std::int64_t group(std::int64_t row, std::int64_t run) const { return row / block_rows * runs() + run; }
+};
+
+// What one instruction set can do. Rows and columns are the weight's own; everything is float32, row after row.
+struct Kernels {
+  // The weight.
+  void (*decode)(const Weight&, float* out, int threads);
+  // Some rows of it.
+  void (*embedding)(const Weight&, const std::int64_t* ids, std::int64_t count, float* out, int threads);
+  // x @ W.T + bias, or x @ W + bias if transposed; bias may be null.
+  void (*linear)(const Weight&, const float* x, std::int64_t tokens, const float* bias, float* out,
+                 bool transposed, int threads);
+};
+
+extern const Kernels avx2_kernels;
+
+}  // namespace lexibit

@@ -1,0 +1,194 @@
+"""The operators by the C++ kernels, on a CPU that has the instructions, for what these support."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lexibit.errors import unknown
+from lexibit.groups import Groups, matrix_shape
+from lexibit.levels import LevelForm
+from lexibit.ops.reference import Stored, checked_rows
+from lexibit.packing import packed_bytes
+
+_kernels: Any
+try:
+    from lexibit import _kernels
+except ImportError as _error:  # built without a compiler, or on another system
+    _kernels, _MISSING = None, str(_error)
+
+VARIABLE = "LEXIBIT_KERNELS"
+"""The environment variable that chooses the kernels, by name; it is read once."""
+
+REFERENCE = "reference"
+DTYPES = (torch.float32,)
+"""What the kernels compute with: levels and inputs of another dtype take the reference."""
+
+_FORMS = {form.value: number for number, form in enumerate(LevelForm)}
+_SMALL = 1 << 15  # multiplications for which a second thread is not worth its start
+
+_logger = logging.getLogger("lexibit")
+_state = threading.local()
+
+
+class Choice(NamedTuple):
+    """Which kernels are used, and why."""
+
+    name: str
+    why: str
+
+
+def available() -> list[str]:
+    """The names of what can be chosen here, the best first; the reference is always there."""
+    return [*([] if _kernels is None else _kernels.available()), REFERENCE]
+
+
+@contextmanager
+def kernels(name: str) -> Iterator[None]:
+    """Use the kernels of this name in this thread.
+
+    Raises:
+        LexibitError: there are none here.
+    """
+    _check(name)
+    before = getattr(_state, "choice", None)
+    _state.choice = Choice(name, "by lexibit.ops.kernels")
+    try:
+        yield
+    finally:
+        _state.choice = before
+
+
+def chosen() -> Choice:
+    """Which kernels are used: those of :func:`kernels`, of ``LEXIBIT_KERNELS``, or the best there are.
+
+    Raises:
+        LexibitError: the environment variable names some that are not here.
+    """
+    forced: Choice | None = getattr(_state, "choice", None)
+    return forced or _chosen()
+
+
+@cache
+def _chosen() -> Choice:
+    if wanted := os.environ.get(VARIABLE):
+        _check(wanted)
+        return Choice(wanted, f"{VARIABLE}={wanted}")
+    best = available()[0]
+    if _kernels is None:
+        why = f"the C++ kernels were not built ({_MISSING}); install with a C++ compiler to have them"
+        _logger.warning("%s: weights in codes are decoded by PyTorch, which is slower", why)
+        return Choice(best, why)
+    if best == REFERENCE:
+        return Choice(best, "there are no kernels for this CPU")
+    return Choice(best, "the best that this CPU has")
+
+
+def _check(name: str) -> None:
+    if name not in available():
+        raise unknown(f"kernels in {VARIABLE}", name, available())
+
+
+def parallel() -> bool:
+    """Whether the kernels share PyTorch's threads; else they run in the thread that calls them."""
+    return _kernels is not None and bool(_kernels.parallel())
+
+
+def takes(weight: Stored, *inputs: Tensor | None) -> bool:
+    """Whether the kernels compute with this weight and these inputs; else it is for the reference to do."""
+    if chosen().name == REFERENCE:
+        return False
+    for one in (weight.levels, *inputs):
+        if one is not None and (one.dtype not in DTYPES or not one.is_cpu):
+            return False
+    return True
+
+
+def decode(weight: Stored) -> Tensor:
+    """As :func:`lexibit.ops.reference.decode`, to the last bit."""
+    out = weight.levels.new_empty(weight.shape)
+    name, arguments, kept = _weight(weight)
+    _kernels.decode(name, _threads(out.numel()), arguments, out.data_ptr())
+    del kept
+    return out
+
+
+def embedding(ids: Tensor, weight: Stored) -> Tensor:
+    """As :func:`lexibit.ops.reference.embedding`, to the last bit."""
+    rows, columns = matrix_shape(tuple(weight.shape))
+    wanted = checked_rows(ids, rows).contiguous()
+    out = weight.levels.new_empty(*ids.shape, columns)
+    name, arguments, kept = _weight(weight)
+    threads = _threads(out.numel())
+    _kernels.embedding(name, threads, arguments, wanted.data_ptr(), wanted.numel(), out.data_ptr())
+    del kept
+    return out
+
+
+def linear(x: Tensor, weight: Stored, bias: Tensor | None, transposed: bool) -> Tensor:
+    """As :func:`lexibit.ops.reference.linear` with the weight decoded, but for the order of additions."""
+    rows, columns = matrix_shape(tuple(weight.shape))
+    inside, outside = (rows, columns) if transposed else (columns, rows)
+    if x.shape[-1] != inside or (bias is not None and bias.shape != (outside,)):
+        # in the words of torch
+        return torch.nn.functional.linear(x, x.new_empty(outside, inside), bias)
+    flat = x.reshape(prod(x.shape[:-1]), inside).contiguous()
+    bias = None if bias is None else bias.contiguous()
+    out = x.new_empty(*x.shape[:-1], outside)
+    name, arguments, kept = _weight(weight)
+    _kernels.linear(
+        name,
+        _threads(flat.shape[0] * rows * columns),
+        arguments,
+        flat.data_ptr(),
+        flat.shape[0],
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        transposed,
+    )
+    del kept
+    return out
+
+
+def _threads(work: int) -> int:
+    """As many as torch uses, and no more than there is work for."""
+    return min(torch.get_num_threads(), work // _SMALL + 1)
+
+
+def _weight(weight: Stored) -> tuple[str, tuple[int, ...], list[Tensor | None]]:
+    """What the kernels take a weight as: addresses, and the tensors to be kept while they are used."""
+    layout = _layout(tuple(weight.shape), weight.bits, tuple(weight.block), weight.form, tuple(weight.extra))
+    parts = [None if part is None else part.contiguous() for part in weight.parts]
+    given = [0 if part is None else part.numel() for part in parts]
+    # an operator may be called by hand: nothing is read behind the end
+    if given != [*layout.sizes, 0 if weight.mask is None else layout.mask]:
+        raise ValueError(f"a weight's parts have {given} elements, its layout asks for {layout.sizes}")
+    pointers = [0 if part is None else part.data_ptr() for part in parts]
+    numbers = (pointers[0], given[0], pointers[1], *layout.numbers, pointers[2], *weight.extra, pointers[3])
+    return chosen().name, numbers, parts
+
+
+class _Layout(NamedTuple):
+    sizes: list[int]
+    mask: int
+    numbers: tuple[int, ...]
+
+
+@lru_cache(maxsize=4096)
+def _layout(shape: Any, bits: int, block: Any, form: str, extra: Any) -> _Layout:
+    """Elements of codes, levels, origins and a mask, and what the kernels are told of the matrix."""
+    rows, columns = matrix_shape(shape)
+    groups = Groups(rows + extra[0], columns + extra[1], block)
+    codes = packed_bytes(groups.rows * groups.columns, bits)
+    levels = groups.count * LevelForm(form).width(bits)
+    numbers = (_FORMS[form], bits, groups.rows, groups.columns, *block)
+    return _Layout([codes, levels, sum(extra)], packed_bytes(rows * columns, 1), numbers)
