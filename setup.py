@@ -1,6 +1,7 @@
 """What pyproject.toml cannot say: the C++ kernels, which are built where there is a compiler."""
 
 import platform
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 KERNELS = Path("src/lexibit/kernels")
+# one build serves all versions of Python, but for those without the global lock
+LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 # products are rounded before they are added, as PyTorch does: levels have the same bits
 FLAGS = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
 # for files that are only run where the CPU has these
@@ -19,16 +22,18 @@ class Build(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Compile and link one extension."""
-        compiled = self.compiler._compile
+        plain = self.compiler._compile
 
-        def compile(obj: str, src: str, ext: str, cc_args: Any, extra: list[str], pp_opts: Any) -> None:
-            compiled(obj, src, ext, cc_args, extra + INSTRUCTION_SETS.get(Path(src).stem, []), pp_opts)
+        def for_its_set(
+            obj: str, src: str, suffix: str, cc_args: Any, extra: list[str], pp_opts: Any
+        ) -> None:
+            plain(obj, src, suffix, cc_args, extra + INSTRUCTION_SETS.get(Path(src).stem, []), pp_opts)
 
-        self.compiler._compile = compile
+        self.compiler._compile = for_its_set
         try:
             super().build_extension(ext)
         finally:
-            self.compiler._compile = compiled
+            self.compiler._compile = plain
 
 
 setup(
@@ -40,9 +45,9 @@ setup(
             depends=sorted(map(str, KERNELS.glob("*.h"))),
             extra_compile_args=FLAGS,
             language="c++",
-            py_limited_api=True,
+            py_limited_api=LIMITED,
             optional=True,
         )
     ],
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED else {},
 )

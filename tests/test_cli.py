@@ -788,7 +788,8 @@ def test_search_for_bits_keeps_its_budget(run, run_json, float_folder, classifie
 
 def test_info_names_the_kernels_and_why(run, run_json):
     found = run_json("info")
-    assert found["kernels"] == found["available"][0] == native.chosen().name
+    assert found["kernels"] == native.chosen().name
+    assert found["kernels"] in found["available"]
     assert found["available"][-1] == "reference"
     with ops.kernels("reference"):
         assert run_json("info")["kernels"] == "reference"

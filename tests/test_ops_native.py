@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from lexibit import CodebookWeight, LexibitError, ops
 from lexibit.groups import Groups
@@ -118,9 +120,10 @@ def test_inputs_of_any_shape_and_memory(random_weight: Make) -> None:
         torch.randn(3, 2, 11).transpose(0, 1),
         torch.randn(3, 22)[:, ::2],
     ):
-        found = weight.linear(x, torch.randn(14)[::2])
+        bias = torch.randn(14)[::2]
+        found = weight.linear(x, bias)
         assert found.shape == (*x.shape[:-1], 7)
-        torch.testing.assert_close(weight.linear(x), x @ decoded.t(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found, x @ decoded.t() + bias, rtol=1e-5, atol=1e-5)
     assert weight.embedding(torch.empty(0, 2, dtype=torch.long)).shape == (0, 2, 11)
     assert torch.equal(weight.embedding(torch.tensor([[1, 6]]).int()), decoded[torch.tensor([[1, 6]])])
 
@@ -180,6 +183,11 @@ def test_wrong_inputs_are_told_and_nothing_is_read_behind_the_end(random_weight:
     with pytest.raises(ValueError, match="its layout asks for"):
         native.decode(stored._replace(codes=stored.codes[:-1]))
     assert stored.origins is not None
+    with pytest.raises(TypeError, match=r"is torch.int64 on cpu, not torch.int32"):
+        native.decode(stored._replace(origins=stored.origins.long()))
+    for wrong in ({"bits": 9}, {"block": [0, 11]}, {"extra": [-1, 2]}, {"extra": [1, 1]}):
+        with pytest.raises(ValueError, match="no layout of a weight"):
+            native.decode(stored._replace(**wrong))
     with pytest.raises(IndexError, match="origin 11 of 11"):
         native.decode(stored._replace(origins=torch.tensor([0, 11], dtype=torch.int32)))
 
@@ -203,6 +211,52 @@ def test_a_compiler_may_follow(random_weight: Make) -> None:
     compiled = torch.compile(lambda x: weight.linear(x).relu(), backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 11)
     assert torch.equal(compiled(x), weight.linear(x).relu())
+
+
+@pytest.mark.parametrize("shape", [(1,), (), (1, 7), (2, 7)])
+def test_a_bias_is_broadcast_as_torch_does(random_weight: Make, shape: tuple[int, ...]) -> None:
+    weight, x, bias = random_weight((7, 11), 3, "row"), torch.randn(2, 11), torch.randn(shape)
+    torch.testing.assert_close(weight.linear(x, bias), x @ weight.decode().t() + bias)
+
+
+def test_tracers_transforms_and_modes_see_the_operator(random_weight: Make) -> None:
+    weight, x, other = random_weight((7, 11), 3, "row"), torch.randn(2, 11), torch.randn(2, 11)
+    expected = weight.linear(other)
+
+    def product(x: Tensor) -> Tensor:
+        return weight.linear(x)
+
+    graph = make_fx(product)(x)
+    assert "lexibit.linear" in graph.code
+    assert torch.equal(graph(other), expected)
+    torch.testing.assert_close(torch.vmap(product)(other), expected)
+    assert torch.equal(weight.linear(torch._neg_view(other)), weight.linear(-other))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is on its way out
+        traced = torch.jit.trace(product, x)
+    assert torch.equal(traced(other), expected)
+
+
+def test_memory_that_ends_in_a_thread_is_an_error() -> None:
+    program = (
+        "import resource, torch\n"
+        "from lexibit.ops import native\n"
+        "from lexibit.ops.reference import Stored\n"
+        "columns = 1 << 22\n"
+        "codes, levels = torch.zeros(16 * columns // 8, dtype=torch.uint8), torch.zeros(1, 2)\n"
+        "weight = Stored(codes, levels, None, None, [16, columns], 1, [16, columns], 'table', [0, 0])\n"
+        "x = torch.ones(8, columns)\n"
+        "torch.set_num_threads(2)\n"
+        "torch.ones(1 << 20).exp()\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 25), -1))\n"
+        "try:\n"
+        "    native.linear(x, weight, None, False)\n"
+        "except MemoryError:\n"
+        "    print('told')\n"
+    )
+    done = chosen(native.chosen().name, program)
+    assert done.stdout.strip() == "told", done.stderr
 
 
 def test_threads_may_call_at_once(random_weight: Make) -> None:
@@ -229,7 +283,11 @@ def test_a_process_made_by_fork_computes_alone(random_weight: Make) -> None:
     assert native.parallel() == (sys.platform == "linux")
     child = os.fork()
     if child == 0:
-        os._exit(0 if not native.parallel() and torch.equal(weight.linear(x), expected) else 1)
+        code = 2
+        try:
+            code = 0 if not native.parallel() and torch.equal(weight.linear(x), expected) else 1
+        finally:
+            os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

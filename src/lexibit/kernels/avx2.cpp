@@ -313,6 +313,7 @@ void from_tiles(const Product& product, int threads) {
 
 constexpr std::int64_t span = 64;      // columns of a tile
 constexpr std::int64_t tile_rows = 128;
+constexpr std::int64_t tile_tokens = 256;  // whose sums are at hand; for each so many the tiles are decoded again
 
 // T tokens with V vectors of columns of decoded rows; adds to what is in `out`.
 template <int T, int V>
@@ -341,24 +342,27 @@ void transposed(const Product& product, int threads) {
     const std::int64_t first = part * span, count = std::min(span, outside - first);
     Decoder<bits> decoder(weight, extra);
     Buffer<float> tile(tile_rows * (span + lanes));
-    Buffer<float> out(product.tokens * span);
-    std::fill_n(out.data(), product.tokens * span, 0.0f);
-    for (std::int64_t row = 0; row < inside; row += tile_rows) {
-      const std::int64_t rows = std::min(tile_rows, inside - row);
-      for (std::int64_t r = 0; r < rows; ++r)
-        decoder.row(row + r, first, first + count, tile.data() + r * (span + lanes));
-      const float* x = product.x + row;
-      std::int64_t token = 0;
-      for (; token + 4 <= product.tokens; token += 4)
-        for (std::int64_t column = 0; column < count; column += 2 * lanes)
-          weigh_rows<4, 2>(tile.data() + column, rows, x + token * inside, inside, &out[token * span + column]);
-      for (; token < product.tokens; ++token)
-        weigh_rows<1, 8>(tile.data(), rows, x + token * inside, inside, &out[token * span]);
+    Buffer<float> out(std::min(tile_tokens, product.tokens) * span);
+    for (std::int64_t begin = 0; begin < product.tokens; begin += tile_tokens) {
+      const std::int64_t tokens = std::min(tile_tokens, product.tokens - begin);
+      std::fill_n(out.data(), tokens * span, 0.0f);
+      for (std::int64_t row = 0; row < inside; row += tile_rows) {
+        const std::int64_t rows = std::min(tile_rows, inside - row);
+        for (std::int64_t r = 0; r < rows; ++r)
+          decoder.row(row + r, first, first + count, tile.data() + r * (span + lanes));
+        const float* x = product.x + begin * inside + row;
+        std::int64_t token = 0;
+        for (; token + 4 <= tokens; token += 4)
+          for (std::int64_t column = 0; column < count; column += 2 * lanes)
+            weigh_rows<4, 2>(tile.data() + column, rows, x + token * inside, inside, &out[token * span + column]);
+        for (; token < tokens; ++token)
+          weigh_rows<1, 8>(tile.data(), rows, x + token * inside, inside, &out[token * span]);
+      }
+      for (std::int64_t token = 0; token < tokens; ++token)
+        for (std::int64_t i = 0; i < count; ++i)
+          product.out[(begin + token) * outside + first + i] =
+              out[token * span + i] + (product.bias ? product.bias[first + i] : 0.0f);
     }
-    for (std::int64_t token = 0; token < product.tokens; ++token)
-      for (std::int64_t i = 0; i < count; ++i)
-        product.out[token * outside + first + i] =
-            out[token * span + i] + (product.bias ? product.bias[first + i] : 0.0f);
   });
 }
 
@@ -393,7 +397,7 @@ void decode_rows(const Weight& weight, std::int64_t count, RowOf&& row_of, float
       for (std::int64_t i = part * height; i < end; ++i) {
         // what is decoded behind a row must not meet the next one, which another thread may have written
         decoder.row(row_of(i), 0, columns, last.data());
-        std::memcpy(out + i * columns, last.data(), sizeof(float) * static_cast<std::size_t>(columns));
+        std::copy_n(last.data(), columns, out + i * columns);
       }
     });
   });

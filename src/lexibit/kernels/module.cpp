@@ -1,7 +1,9 @@
 // The Python module lexibit._kernels: addresses and sizes in, results into memory that the caller made.
-// Nothing is checked here: lexibit/ops/native.py has done it.
+// lexibit/ops/native.py has checked all but the origins, which are checked here.
 #define PY_SSIZE_T_CLEAN
+#ifndef Py_GIL_DISABLED
 #define Py_LIMITED_API 0x030B0000
+#endif
 #include <Python.h>
 
 #include <cstring>

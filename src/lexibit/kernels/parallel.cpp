@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <new>
 
 namespace lexibit {
 namespace {
@@ -23,12 +24,19 @@ const pid_t home = getpid();
 
 struct Loop {
   std::atomic<std::int64_t> next{0};
+  std::atomic<bool> out_of_memory{false};
   std::int64_t count;
   void (*body)(void*, std::int64_t);
   void* context;
 
-  void run() {
-    for (std::int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(context, i);
+  // No error may leave a thread of the pool.
+  void run() noexcept {
+    try {
+      for (std::int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(context, i);
+    } catch (const std::bad_alloc&) {
+      out_of_memory = true;
+      next = count;
+    }
   }
 };
 
@@ -39,11 +47,11 @@ bool parallel_available() { return gomp_parallel && getpid() == home; }
 void parallel_for(std::int64_t count, int threads, void (*body)(void*, std::int64_t), void* context) {
   Loop loop;
   loop.count = count, loop.body = body, loop.context = context;
-  if (threads > count) threads = static_cast<int>(count);
-  if (threads > 1 && parallel_available())
+  if (threads > 1 && count > 1 && parallel_available())
     gomp_parallel([](void* loop) { static_cast<Loop*>(loop)->run(); }, &loop, static_cast<unsigned>(threads), 0);
   else
     loop.run();
+  if (loop.out_of_memory) throw std::bad_alloc();
 }
 
 }  // namespace lexibit

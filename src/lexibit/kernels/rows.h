@@ -8,8 +8,8 @@
 
 #include "weight.h"
 
-// Nothing here has a name that other files see, and no template of the standard library is used that might be
-// compiled into a function: the linker would keep one copy for all instruction sets.
+// Nothing here has a name that other files see, and of the standard library only what is compiled in place: of a
+// function that several files have the linker would keep one, for whatever instructions.
 namespace lexibit {
 namespace {
 
@@ -112,7 +112,7 @@ class Codes {
     const int shift = static_cast<int>(bit % 8);
     if (end + slack <= weight_.code_bytes) return {weight_.codes + first, shift};
     std::uint8_t* copy = copy_.reserve(end - first + slack);
-    std::memcpy(copy, weight_.codes + first, static_cast<std::size_t>(end - first));
+    std::copy_n(weight_.codes + first, end - first, copy);
     std::memset(copy + (end - first), 0, slack);
     return {copy, shift};
   }

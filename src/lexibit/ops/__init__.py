@@ -66,7 +66,9 @@ def _(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
 def embedding_op(ids: Tensor, *weight: Any) -> Tensor:
     """The rows ``ids`` of the weight; only they are decoded."""
     stored = Stored(*weight)
-    return native.embedding(ids, stored) if native.takes(stored) else reference.embedding(ids, stored)
+    if ids.is_cpu and native.takes(stored):
+        return native.embedding(ids, stored)
+    return reference.embedding(ids, stored)
 
 
 @embedding_op.register_fake
@@ -183,12 +185,18 @@ def embedding(ids: Tensor, *weight: Any) -> Tensor:
 
 
 def _direct(*inputs: Tensor | None) -> bool:
-    """Whether nobody follows what is computed: no gradient, no compiler, no tensors of another kind."""
-    if torch.compiler.is_compiling():
+    """Whether nobody follows what is computed, as a gradient, a compiler, a tracer or a mode would."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
         return False
     followed = torch.is_grad_enabled()
     for one in inputs:
-        if one is not None and ((followed and one.requires_grad) or type(one) not in _PLAIN):
+        if one is not None and ((followed and one.requires_grad) or type(one) not in _PLAIN or one.is_neg()):
             return False
     return True
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from lexibit.errors import unknown
 from lexibit.groups import Groups, matrix_shape
 from lexibit.levels import LevelForm
+from lexibit.ops import reference
 from lexibit.ops.reference import Stored, checked_rows
-from lexibit.packing import packed_bytes
+from lexibit.packing import MAX_BITS, MIN_BITS, packed_bytes
 
 _kernels: Any
 try:
@@ -33,8 +34,9 @@ REFERENCE = "reference"
 DTYPES = (torch.float32,)
 """What the kernels compute with: levels and inputs of another dtype take the reference."""
 
+_DTYPES = ((torch.uint8,), DTYPES, (torch.int32,), (torch.uint8,))  # of a weight's parts
 _FORMS = {form.value: number for number, form in enumerate(LevelForm)}
-_SMALL = 1 << 15  # multiplications for which a second thread is not worth its start
+_SMALL = 1 << 15  # multiplications, or numbers, for which a second thread is not worth its start
 
 _logger = logging.getLogger("lexibit")
 _state = threading.local()
@@ -59,7 +61,7 @@ def kernels(name: str) -> Iterator[None]:
     Raises:
         LexibitError: there are none here.
     """
-    _check(name)
+    _check(name, "kernels")
     before = getattr(_state, "choice", None)
     _state.choice = Choice(name, "by lexibit.ops.kernels")
     try:
@@ -81,11 +83,11 @@ def chosen() -> Choice:
 @cache
 def _chosen() -> Choice:
     if wanted := os.environ.get(VARIABLE):
-        _check(wanted)
+        _check(wanted, f"kernels in {VARIABLE}")
         return Choice(wanted, f"{VARIABLE}={wanted}")
     best = available()[0]
     if _kernels is None:
-        why = f"the C++ kernels were not built ({_MISSING}); install with a C++ compiler to have them"
+        why = f"the C++ kernels were not built ({_MISSING}); install again with a C++ compiler to have them"
         _logger.warning("%s: weights in codes are decoded by PyTorch, which is slower", why)
         return Choice(best, why)
     if best == REFERENCE:
@@ -93,9 +95,9 @@ def _chosen() -> Choice:
     return Choice(best, "the best that this CPU has")
 
 
-def _check(name: str) -> None:
+def _check(name: str, kind: str) -> None:
     if name not in available():
-        raise unknown(f"kernels in {VARIABLE}", name, available())
+        raise unknown(kind, name, available())
 
 
 def parallel() -> bool:
@@ -125,7 +127,7 @@ def decode(weight: Stored) -> Tensor:
 def embedding(ids: Tensor, weight: Stored) -> Tensor:
     """As :func:`lexibit.ops.reference.embedding`, to the last bit."""
     rows, columns = matrix_shape(tuple(weight.shape))
-    wanted = checked_rows(ids, rows).contiguous()
+    wanted = checked_rows(ids, rows).clone()  # what was checked, whoever writes to ids meanwhile
     out = weight.levels.new_empty(*ids.shape, columns)
     name, arguments, kept = _weight(weight)
     threads = _threads(out.numel())
@@ -138,9 +140,9 @@ def linear(x: Tensor, weight: Stored, bias: Tensor | None, transposed: bool) -> 
     """As :func:`lexibit.ops.reference.linear` with the weight decoded, but for the order of additions."""
     rows, columns = matrix_shape(tuple(weight.shape))
     inside, outside = (rows, columns) if transposed else (columns, rows)
-    if x.shape[-1] != inside or (bias is not None and bias.shape != (outside,)):
-        # in the words of torch
-        return torch.nn.functional.linear(x, x.new_empty(outside, inside), bias)
+    if x.shape[-1:] != (inside,) or (bias is not None and bias.shape != (outside,)):
+        # what torch broadcasts, or refuses in its own words
+        return reference.linear(x, decode(weight), bias, transposed)
     flat = x.reshape(prod(x.shape[:-1]), inside).contiguous()
     bias = None if bias is None else bias.contiguous()
     out = x.new_empty(*x.shape[:-1], outside)
@@ -160,8 +162,8 @@ def linear(x: Tensor, weight: Stored, bias: Tensor | None, transposed: bool) -> 
 
 
 def _threads(work: int) -> int:
-    """As many as torch uses, and no more than there is work for."""
-    return min(torch.get_num_threads(), work // _SMALL + 1)
+    """One, or as many as torch uses: for every change of their number its pool ends and starts threads."""
+    return 1 if work < _SMALL else torch.get_num_threads()
 
 
 def _weight(weight: Stored) -> tuple[str, tuple[int, ...], list[Tensor | None]]:
@@ -170,6 +172,9 @@ def _weight(weight: Stored) -> tuple[str, tuple[int, ...], list[Tensor | None]]:
     parts = [None if part is None else part.contiguous() for part in weight.parts]
     given = [0 if part is None else part.numel() for part in parts]
     # an operator may be called by hand: nothing is read behind the end
+    for part, dtype in zip(parts, _DTYPES, strict=True):
+        if part is not None and (not part.is_cpu or part.dtype not in dtype):
+            raise TypeError(f"a part of a weight is {part.dtype} on {part.device}, not {dtype[0]} on a CPU")
     if given != [*layout.sizes, 0 if weight.mask is None else layout.mask]:
         raise ValueError(f"a weight's parts have {given} elements, its layout asks for {layout.sizes}")
     pointers = [0 if part is None else part.data_ptr() for part in parts]
@@ -187,6 +192,8 @@ class _Layout(NamedTuple):
 def _layout(shape: Any, bits: int, block: Any, form: str, extra: Any) -> _Layout:
     """Elements of codes, levels, origins and a mask, and what the kernels are told of the matrix."""
     rows, columns = matrix_shape(shape)
+    if not MIN_BITS <= bits <= MAX_BITS or min(block) < 1 or min(extra) < 0 or all(extra):
+        raise ValueError(f"no layout of a weight: {bits} bits, blocks of {block}, {extra} extra")
     groups = Groups(rows + extra[0], columns + extra[1], block)
     codes = packed_bytes(groups.rows * groups.columns, bits)
     levels = groups.count * LevelForm(form).width(bits)
