@@ -150,30 +150,39 @@ struct Product {
   std::int64_t outside() const { return transposed ? weight.own_columns() : weight.own_rows(); }
 };
 
-// Straight from the codes, for few tokens: R rows of the weight with T tokens. ------------------------------
+// Straight from the codes, for few tokens. ------------------------------------------------------------------
 
+// A thread's tables and codes of rows that are worked on at once.
+struct Slots {
+  explicit Slots(const Weight& weight)
+      : table{Table(weight), Table(weight), Table(weight), Table(weight)},
+        codes{Codes(weight), Codes(weight), Codes(weight), Codes(weight)} {}
+  Table table[4];
+  Codes codes[4];
+};
+
+// R rows of the weight with T tokens, all there are.
 template <int bits, bool aligned, int R, int T>
-inline void rows_by_tokens(const Product& product, std::int64_t first, Table* const* tables,
-                           const Place* places) {
+inline void rows_by_tokens(const Product& product, std::int64_t first, Slots& slots) {
   const Weight& weight = product.weight;
   const std::int64_t columns = weight.columns;
   __m256 total[R][T];
   for (auto& row : total)
     for (auto& one : row) one = _mm256_setzero_ps();
-  const std::uint8_t* byte[R];
-  for (int r = 0; r < R; ++r) byte[r] = places[r].byte;
+  Place place[R];
+  for (int r = 0; r < R; ++r) place[r] = slots.codes[r].of(first + r, 0, columns);
   for (std::int64_t run = 0, column = 0; column < columns; ++run) {
     const std::int64_t end = std::min(columns, (run + 1) * weight.block_columns);
     const float* table[R];
-    for (int r = 0; r < R; ++r) table[r] = tables[r]->of(weight.group(first + r, run));
+    for (int r = 0; r < R; ++r) table[r] = slots.table[r].of(weight.group(first + r, run));
     // what stands behind the last column are no weights
     const auto step = [&](auto load, auto some) {
       __m256 x[T];
       for (int t = 0; t < T; ++t) x[t] = load(product.x + t * columns + column);
       for (int r = 0; r < R; ++r) {
-        const __m256 w = some(look_up<bits>(table[r], codes_at<bits, aligned>(byte[r], places[r].shift)));
+        const __m256 w = some(look_up<bits>(table[r], codes_at<bits, aligned>(place[r].byte, place[r].shift)));
         for (int t = 0; t < T; ++t) total[r][t] = _mm256_fmadd_ps(w, x[t], total[r][t]);
-        byte[r] += bits;
+        place[r].byte += bits;
       }
     };
     for (; column + lanes <= end; column += lanes)
@@ -191,26 +200,6 @@ inline void rows_by_tokens(const Product& product, std::int64_t first, Table* co
           sum(total[r][t]) + (product.bias ? product.bias[first + r] : 0.0f);
 }
 
-// A thread's tables and codes of rows that are worked on at once.
-struct Slots {
-  explicit Slots(const Weight& weight)
-      : table{Table(weight), Table(weight), Table(weight), Table(weight)},
-        codes{Codes(weight), Codes(weight), Codes(weight), Codes(weight)} {}
-  Table table[4];
-  Codes codes[4];
-};
-
-template <int bits, bool aligned, int R, int T>
-inline void from_codes(const Product& product, std::int64_t first, Slots& slots) {
-  Table* tables[R];
-  Place places[R];
-  for (int r = 0; r < R; ++r) {
-    tables[r] = &slots.table[r];
-    places[r] = slots.codes[r].of(first + r, 0, product.weight.columns);
-  }
-  rows_by_tokens<bits, aligned, R, T>(product, first, tables, places);
-}
-
 template <int bits, bool aligned, int T>
 void from_codes(const Product& product, int threads) {
   constexpr int R = T <= 2 ? 4 : 2;
@@ -220,8 +209,8 @@ void from_codes(const Product& product, int threads) {
     Slots slots(weight);
     std::int64_t row = part * height;
     const std::int64_t end = std::min(weight.rows, row + height);
-    for (; row + R <= end; row += R) from_codes<bits, aligned, R, T>(product, row, slots);
-    for (; row < end; ++row) from_codes<bits, aligned, 1, T>(product, row, slots);
+    for (; row + R <= end; row += R) rows_by_tokens<bits, aligned, R, T>(product, row, slots);
+    for (; row < end; ++row) rows_by_tokens<bits, aligned, 1, T>(product, row, slots);
   });
 }
 

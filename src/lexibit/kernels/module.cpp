@@ -52,47 +52,32 @@ T* address(long long number) {
   return reinterpret_cast<T*>(static_cast<std::uintptr_t>(number));
 }
 
-// An instruction set's name, a weight, and how many threads: the first arguments of all.
-struct Call {
-  const Kernels* kernels = nullptr;
-  Weight weight{};
-  int threads = 1;
-};
+const Kernels* kernels_named(const char* name) {
+  for (const InstructionSet* one = instruction_sets(); one->name; ++one)
+    if (!std::strcmp(one->name, name) && one->here) return one->kernels;
+  PyErr_Format(PyExc_ValueError, "no kernels for %s here", name);
+  return nullptr;
+}
 
-// How a Call stands in the formats of PyArg_ParseTuple, and what takes it.
-#define LEXIBIT_CALL "si(LLLiiLLLLLLLL)"
-
-struct Parsed {
-  const char* name;
-  int threads, form, bits;
-  long long codes, code_bytes, levels, rows, columns, block_rows, block_columns, origins, extra_rows,
-      extra_columns, mask;
-
-  bool into(Call& call) const {
-    for (const InstructionSet* one = instruction_sets(); one->name; ++one)
-      if (!std::strcmp(one->name, name) && one->here) call.kernels = one->kernels;
-    if (!call.kernels) {
-      PyErr_Format(PyExc_ValueError, "no kernels for %s here", name);
+// A weight from its tuple, as native.py makes it; false, with an error set, if it is none.
+bool weight_of(PyObject* tuple, Weight& weight) {
+  int form, bits;
+  long long codes, code_bytes, levels, rows, columns, block_rows, block_columns, origins, extra_rows, extra_columns, mask;
+  if (!PyArg_ParseTuple(tuple, "LLLiiLLLLLLLL", &codes, &code_bytes, &levels, &form, &bits, &rows, &columns,
+                        &block_rows, &block_columns, &origins, &extra_rows, &extra_columns, &mask))
+    return false;
+  weight = {address<std::uint8_t>(codes), code_bytes, address<float>(levels), static_cast<lexibit::Form>(form), bits,
+            rows, columns, block_rows, block_columns, address<std::int32_t>(origins), extra_rows, extra_columns,
+            address<std::uint8_t>(mask)};
+  // in a weight that was not read from a file nobody has looked at these
+  const long long own = extra_rows ? weight.own_rows() : weight.own_columns();
+  for (long long i = 0; i < extra_rows + extra_columns; ++i)
+    if (weight.origins[i] < 0 || weight.origins[i] >= own) {
+      PyErr_Format(PyExc_IndexError, "origin %d of %lld rows or columns", weight.origins[i], own);
       return false;
     }
-    call.threads = threads;
-    call.weight = {address<std::uint8_t>(codes), code_bytes, address<float>(levels),
-                   static_cast<lexibit::Form>(form), bits, rows, columns, block_rows, block_columns,
-                   address<std::int32_t>(origins), extra_rows, extra_columns, address<std::uint8_t>(mask)};
-    // in a weight that was not read from a file nobody has looked at these
-    const long long own = call.weight.extra_rows ? call.weight.own_rows() : call.weight.own_columns();
-    for (long long i = 0; i < extra_rows + extra_columns; ++i)
-      if (call.weight.origins[i] < 0 || call.weight.origins[i] >= own) {
-        PyErr_Format(PyExc_IndexError, "origin %d of %lld rows or columns", call.weight.origins[i], own);
-        return false;
-      }
-    return true;
-  }
-};
-
-#define LEXIBIT_PARSED(p)                                                                                    \
-  &p.name, &p.threads, &p.codes, &p.code_bytes, &p.levels, &p.form, &p.bits, &p.rows, &p.columns,           \
-      &p.block_rows, &p.block_columns, &p.origins, &p.extra_rows, &p.extra_columns, &p.mask
+  return true;
+}
 
 // Runs without the interpreter's lock.
 template <class Work>
@@ -110,36 +95,44 @@ PyObject* unlocked(Work&& work) {
 }
 
 PyObject* decode(PyObject*, PyObject* arguments) {
-  Parsed p;
-  Call call;
+  const char* name;
+  int threads;
+  PyObject* tuple;
   long long out;
-  if (!PyArg_ParseTuple(arguments, LEXIBIT_CALL "L", LEXIBIT_PARSED(p), &out) || !p.into(call)) return nullptr;
-  return unlocked([&] { call.kernels->decode(call.weight, address<float>(out), call.threads); });
+  Weight weight;
+  if (!PyArg_ParseTuple(arguments, "siO!L", &name, &threads, &PyTuple_Type, &tuple, &out)) return nullptr;
+  const Kernels* kernels = kernels_named(name);
+  if (!kernels || !weight_of(tuple, weight)) return nullptr;
+  return unlocked([&] { kernels->decode(weight, address<float>(out), threads); });
 }
 
 PyObject* embedding(PyObject*, PyObject* arguments) {
-  Parsed p;
-  Call call;
+  const char* name;
+  int threads;
+  PyObject* tuple;
   long long ids, count, out;
-  if (!PyArg_ParseTuple(arguments, LEXIBIT_CALL "LLL", LEXIBIT_PARSED(p), &ids, &count, &out) || !p.into(call))
-    return nullptr;
+  Weight weight;
+  if (!PyArg_ParseTuple(arguments, "siO!LLL", &name, &threads, &PyTuple_Type, &tuple, &ids, &count, &out)) return nullptr;
+  const Kernels* kernels = kernels_named(name);
+  if (!kernels || !weight_of(tuple, weight)) return nullptr;
   return unlocked([&] {
-    call.kernels->embedding(call.weight, address<std::int64_t>(ids), count, address<float>(out), call.threads);
+    kernels->embedding(weight, address<std::int64_t>(ids), count, address<float>(out), threads);
   });
 }
 
 PyObject* linear(PyObject*, PyObject* arguments) {
-  Parsed p;
-  Call call;
+  const char* name;
+  int threads, transposed;
+  PyObject* tuple;
   long long x, tokens, bias, out;
-  int transposed;
-  if (!PyArg_ParseTuple(arguments, LEXIBIT_CALL "LLLLp", LEXIBIT_PARSED(p), &x, &tokens, &bias, &out,
-                        &transposed) ||
-      !p.into(call))
+  Weight weight;
+  if (!PyArg_ParseTuple(arguments, "siO!LLLLp", &name, &threads, &PyTuple_Type, &tuple, &x, &tokens, &bias, &out,
+                        &transposed))
     return nullptr;
+  const Kernels* kernels = kernels_named(name);
+  if (!kernels || !weight_of(tuple, weight)) return nullptr;
   return unlocked([&] {
-    call.kernels->linear(call.weight, address<float>(x), tokens, address<float>(bias), address<float>(out),
-                         transposed, call.threads);
+    kernels->linear(weight, address<float>(x), tokens, address<float>(bias), address<float>(out), transposed, threads);
   });
 }
 

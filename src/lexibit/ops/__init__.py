@@ -27,11 +27,15 @@ _WEIGHT = (
 )
 
 
-@torch.library.custom_op("lexibit::decode", mutates_args=(), schema=f"({_WEIGHT}) -> Tensor")
-def decode_op(*weight: Any) -> Tensor:
+def _decode(*weight: Any) -> Tensor:
     """The weight: ``shape`` in the dtype of ``levels``."""
     stored = Stored(*weight)
     return native.decode(stored) if native.takes(stored) else reference.decode(stored)
+
+
+decode_op = torch.library.custom_op(
+    "lexibit::decode", _decode, mutates_args=(), schema=f"({_WEIGHT}) -> Tensor"
+)
 
 
 @decode_op.register_fake
@@ -40,12 +44,7 @@ def _(*weight: Any) -> Tensor:
     return stored.levels.new_empty(stored.shape)
 
 
-@torch.library.custom_op(
-    "lexibit::linear",
-    mutates_args=(),
-    schema=f"(Tensor x, Tensor? bias, {_WEIGHT}, bool transposed) -> Tensor",
-)
-def linear_op(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
+def _linear(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     """``x @ W.T + bias`` (``x @ W + bias`` if ``transposed``), with ``W`` decoded, in the dtype of ``x``."""
     *parts, transposed = weight
     stored = Stored(*parts)
@@ -56,19 +55,31 @@ def linear_op(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
         return reference.linear(x, decoded.to(x.dtype), bias, transposed)
 
 
+linear_op = torch.library.custom_op(
+    "lexibit::linear",
+    _linear,
+    mutates_args=(),
+    schema=f"(Tensor x, Tensor? bias, {_WEIGHT}, bool transposed) -> Tensor",
+)
+
+
 @linear_op.register_fake
 def _(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     *stored, transposed = weight
     return x.new_empty((*x.shape[:-1], Stored(*stored).shape[1 if transposed else 0]))
 
 
-@torch.library.custom_op("lexibit::embedding", mutates_args=(), schema=f"(Tensor ids, {_WEIGHT}) -> Tensor")
-def embedding_op(ids: Tensor, *weight: Any) -> Tensor:
+def _embedding(ids: Tensor, *weight: Any) -> Tensor:
     """The rows ``ids`` of the weight; only they are decoded."""
     stored = Stored(*weight)
     if ids.is_cpu and native.takes(stored):
         return native.embedding(ids, stored)
     return reference.embedding(ids, stored)
+
+
+embedding_op = torch.library.custom_op(
+    "lexibit::embedding", _embedding, mutates_args=(), schema=f"(Tensor ids, {_WEIGHT}) -> Tensor"
+)
 
 
 @embedding_op.register_fake
@@ -154,34 +165,26 @@ decode_op.register_autograd(_decode_backward, setup_context=_setup_decode)
 embedding_op.register_autograd(_embedding_backward, setup_context=_setup_embedding)
 linear_op.register_autograd(_linear_backward, setup_context=_setup_linear)
 
-# What callers use. Where an operator would do nothing but call the kernels they are called at once: a small
-# product takes less time than an operator's way through PyTorch.
+# What callers use. Where nobody follows what an operator does, it is done at once: a small product takes less
+# time than an operator's way through PyTorch.
 
 
 def decode(*weight: Any) -> Tensor:
     """:func:`decode_op`."""
-    if _direct(weight[_LEVELS]) and native.takes(stored := Stored(*weight)):
-        return native.decode(stored)
-    found: Tensor = decode_op(*weight)
-    return found
+    do: Callable[..., Tensor] = _decode if _direct(weight[_LEVELS]) else decode_op
+    return do(*weight)
 
 
 def linear(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     """:func:`linear_op`."""
-    if _direct(x, bias, weight[_LEVELS]):
-        *parts, transposed = weight
-        if native.takes(stored := Stored(*parts), x, bias):
-            return native.linear(x, stored, bias, transposed)
-    found: Tensor = linear_op(x, bias, *weight)
-    return found
+    do: Callable[..., Tensor] = _linear if _direct(x, bias, weight[_LEVELS]) else linear_op
+    return do(x, bias, *weight)
 
 
 def embedding(ids: Tensor, *weight: Any) -> Tensor:
     """:func:`embedding_op`."""
-    if _direct(ids, weight[_LEVELS]) and ids.is_cpu and native.takes(stored := Stored(*weight)):
-        return native.embedding(ids, stored)
-    found: Tensor = embedding_op(ids, *weight)
-    return found
+    do: Callable[..., Tensor] = _embedding if _direct(ids, weight[_LEVELS]) else embedding_op
+    return do(ids, *weight)
 
 
 def _direct(*inputs: Tensor | None) -> bool:

@@ -118,9 +118,8 @@ def takes(weight: Stored, *inputs: Tensor | None) -> bool:
 def decode(weight: Stored) -> Tensor:
     """As :func:`lexibit.ops.reference.decode`, to the last bit."""
     out = weight.levels.new_empty(weight.shape)
-    name, arguments, kept = _weight(weight)
+    name, arguments, _parts = _weight(weight)
     _kernels.decode(name, _threads(out.numel()), arguments, out.data_ptr())
-    del kept
     return out
 
 
@@ -129,10 +128,9 @@ def embedding(ids: Tensor, weight: Stored) -> Tensor:
     rows, columns = matrix_shape(tuple(weight.shape))
     wanted = checked_rows(ids, rows).clone()  # what was checked, whoever writes to ids meanwhile
     out = weight.levels.new_empty(*ids.shape, columns)
-    name, arguments, kept = _weight(weight)
+    name, arguments, _parts = _weight(weight)
     threads = _threads(out.numel())
     _kernels.embedding(name, threads, arguments, wanted.data_ptr(), wanted.numel(), out.data_ptr())
-    del kept
     return out
 
 
@@ -146,7 +144,7 @@ def linear(x: Tensor, weight: Stored, bias: Tensor | None, transposed: bool) -> 
     flat = x.reshape(prod(x.shape[:-1]), inside).contiguous()
     bias = None if bias is None else bias.contiguous()
     out = x.new_empty(*x.shape[:-1], outside)
-    name, arguments, kept = _weight(weight)
+    name, arguments, _parts = _weight(weight)
     _kernels.linear(
         name,
         _threads(flat.shape[0] * rows * columns),
@@ -157,7 +155,6 @@ def linear(x: Tensor, weight: Stored, bias: Tensor | None, transposed: bool) -> 
         out.data_ptr(),
         transposed,
     )
-    del kept
     return out
 
 
@@ -168,14 +165,17 @@ def _threads(work: int) -> int:
 
 def _weight(weight: Stored) -> tuple[str, tuple[int, ...], list[Tensor | None]]:
     """What the kernels take a weight as: addresses, and the tensors to be kept while they are used."""
-    layout = _layout(tuple(weight.shape), weight.bits, tuple(weight.block), weight.form, tuple(weight.extra))
+    masked = weight.mask is not None
+    layout = _layout(
+        tuple(weight.shape), weight.bits, tuple(weight.block), weight.form, tuple(weight.extra), masked
+    )
     parts = [None if part is None else part.contiguous() for part in weight.parts]
     given = [0 if part is None else part.numel() for part in parts]
     # an operator may be called by hand: nothing is read behind the end
     for part, dtype in zip(parts, _DTYPES, strict=True):
         if part is not None and (not part.is_cpu or part.dtype not in dtype):
             raise TypeError(f"a part of a weight is {part.dtype} on {part.device}, not {dtype[0]} on a CPU")
-    if given != [*layout.sizes, 0 if weight.mask is None else layout.mask]:
+    if given != layout.sizes:
         raise ValueError(f"a weight's parts have {given} elements, its layout asks for {layout.sizes}")
     pointers = [0 if part is None else part.data_ptr() for part in parts]
     numbers = (pointers[0], given[0], pointers[1], *layout.numbers, pointers[2], *weight.extra, pointers[3])
@@ -184,13 +184,12 @@ def _weight(weight: Stored) -> tuple[str, tuple[int, ...], list[Tensor | None]]:
 
 class _Layout(NamedTuple):
     sizes: list[int]
-    mask: int
     numbers: tuple[int, ...]
 
 
 @lru_cache(maxsize=4096)
-def _layout(shape: Any, bits: int, block: Any, form: str, extra: Any) -> _Layout:
-    """Elements of codes, levels, origins and a mask, and what the kernels are told of the matrix."""
+def _layout(shape: Any, bits: int, block: Any, form: str, extra: Any, masked: bool) -> _Layout:
+    """Elements of codes, levels, origins and mask, and what the kernels are told of the matrix."""
     rows, columns = matrix_shape(shape)
     if not MIN_BITS <= bits <= MAX_BITS or min(block) < 1 or min(extra) < 0 or all(extra):
         raise ValueError(f"no layout of a weight: {bits} bits, blocks of {block}, {extra} extra")
@@ -198,4 +197,4 @@ def _layout(shape: Any, bits: int, block: Any, form: str, extra: Any) -> _Layout
     codes = packed_bytes(groups.rows * groups.columns, bits)
     levels = groups.count * LevelForm(form).width(bits)
     numbers = (_FORMS[form], bits, groups.rows, groups.columns, *block)
-    return _Layout([codes, levels, sum(extra)], packed_bytes(rows * columns, 1), numbers)
+    return _Layout([codes, levels, sum(extra), packed_bytes(rows * columns, 1) if masked else 0], numbers)
