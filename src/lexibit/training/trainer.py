@@ -367,7 +367,7 @@ class _Trainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        if weights := codebooks(self.trained):
+        if self.args.should_save and (weights := codebooks(self.trained)):
             # what is stored of levels may be rounded, and a resumed run would not be the same
             levels = {name: weight.levels.detach().contiguous() for name, weight in weights.items()}
             save_file(levels, Path(output_dir or self.args.output_dir or "") / _LEVELS)
