@@ -4,6 +4,9 @@ import os
 
 # before any test imports huggingface_hub, which reads it once
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # as many workers as cores: one thread for each, and for the processes that it starts
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
 import re
