@@ -25,7 +25,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from lexibit import LexibitConfig, LexibitError, checkpoint, quantize, tasks
 from lexibit.nn import codebooks
-from lexibit.training import Settings
+from lexibit.training import Settings, trainer
 from lexibit.training.trainer import _distance, seed, train
 
 FAST = Settings(epochs=6, learning_rate=3e-3, batch_size=16)
@@ -152,6 +152,66 @@ def test_patience_stops_early_and_keeps_the_best_epochs_model(
     assert done.scores[0].value == max(scores)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epochs": 12, "learning_rate": 5e-3, "patience": 1},
+        {"epochs": 1.5},  # within an epoch
+        {"max_steps": 7},
+    ],
+    ids=str,
+)
+def test_a_run_that_was_killed_behind_its_last_step_makes_no_more(
+    untrained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    chosen = replace(FAST, **settings)
+    unbroken = Run(untrained, data).train(tmp_path / "unbroken", chosen)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "_check_finite", killed)  # what comes next behind training
+        with pytest.raises(KeyboardInterrupt):
+            Run(untrained, data).train(tmp_path / "broken", chosen)
+    resumed = Run(untrained, data).train(tmp_path / "broken", chosen)
+    assert (unbroken.resumed, resumed.resumed) == (False, True)
+    assert resumed.steps == unbroken.steps
+    assert weights(tmp_path / "broken") == weights(tmp_path / "unbroken")
+
+
+def test_weights_that_the_last_step_spoiled_are_not_saved(
+    untrained: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        LexibitError, match="became NaN or infinite in the last step: lower the learning rate"
+    ):
+        Run(untrained, data).train(tmp_path / "out", replace(FAST, max_steps=1, learning_rate=1e38))
+    assert not (tmp_path / "out").exists()
+
+
+def test_half_precision_is_trained_in_float32_and_saved_as_it_was(
+    trained: Path, data: Path, tmp_path: Path
+) -> None:
+    model = checkpoint.load_float(trained).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "half")
+    checkpoint.load_tokenizer(trained).save_pretrained(tmp_path / "half")
+    packed = tmp_path / "packed"
+    checkpoint.quantize_to(tmp_path / "half", packed, LexibitConfig(bits=2), progress=False)
+    run = Run(trained, data)
+    run.model = checkpoint.load_quantized(packed)
+    before = {name: one.detach().clone() for name, one in run.model.named_parameters()}
+    # of a LayerNorm's weights, near 1, each such step is less than half precision sees, and ten are more
+    run.train(tmp_path / "tuned", Settings(epochs=1, learning_rate=2e-3, batch_size=16))
+    after = checkpoint.load_quantized(tmp_path / "tuned")
+    assert {one.dtype for one in after.parameters()} == {torch.bfloat16}
+    assert {one.dtype for one in run.model.parameters()} == {torch.bfloat16}
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (packed, tmp_path / "tuned")]
+    assert sizes[0] == sizes[1]
+    name = "bert.encoder.layer.0.output.LayerNorm.weight"
+    assert not torch.equal(after.get_parameter(name), before[name])
+
+
 def test_a_teacher_is_matched(trained: Path, data: Path, tmp_path: Path) -> None:
     teacher = checkpoint.load_float(trained)
     far = []
@@ -250,6 +310,10 @@ def test_checkpoints_of_another_run_are_not_gone_on_from(
         run.train(tmp_path / "out", about={"limit": None})
     with pytest.raises(LexibitError, match="limit was None, not 5"):
         Run(untrained, data).train(tmp_path / "out", about={"limit": 5})
+    with monkeypatch.context() as patched:
+        patched.setenv("WORLD_SIZE", "2")
+        with pytest.raises(LexibitError, match="processes was 1, not 2"):
+            Run(untrained, data).train(tmp_path / "out", about={"limit": None})
     assert Run(untrained, data).train(tmp_path / "out", about={"limit": None}).resumed
 
 
@@ -305,9 +369,11 @@ def test_what_cannot_be_trained_is_refused(untrained: Path, data: Path, tmp_path
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"epochs": -1}, "epochs must be 0 or more"),
+        ({"epochs": 0}, "epochs must be more than 0, not 0"),
+        ({"epochs": float("inf")}, "epochs must be more than 0, not inf"),
         ({"batch_size": 0}, "batch_size must be 1 or more"),
-        ({"warmup": 2}, "warmup must be from 0 to 1"),
+        ({"warmup": 1}, "warmup must be 0 or more and less than 1, not 1"),
+        ({"weight_decay": float("inf")}, "weight_decay must be 0 or more, not inf"),
         ({"patience": 0}, "patience must be 1 or more"),
         ({"distill": float("nan")}, "distill must be from 0 to 1"),
         ({"learning_rate": -1e-3}, "learning_rate must be 0 or more"),
@@ -340,7 +406,16 @@ def test_of_several_learning_rates_the_best_is_kept(
     assert found["scores"][0]["value"] == scores[3e-3] > scores[1e-5] + 10
     assert not work.exists()
     assert weights(tmp_path / "out") != before
-    assert "exists already" in fails(*line, "--learning-rate", "1e-5,3e-3")
+    # what stands beside the result is kept, unless it is what a kill behind the last step left
+    (work / "1e-05").mkdir(parents=True)
+    (work / "mine.txt").touch()
+    assert "out: exists already" in fails(*line, "--learning-rate", "1e-5,1e-4")
+    assert (work / "1e-05").exists()
+    assert "out: exists already" in fails(*line, "--learning-rate", "1e-5,3e-3")
+    assert [path.name for path in work.iterdir()] == ["mine.txt"]
+    line[line.index("--out") + 1] = tmp_path / "other"
+    work.rename(tmp_path / "other.grid")
+    assert "mine.txt: is in the way of models in training" in fails(*line, "--learning-rate", "1e-5,3e-3")
 
 
 def test_what_training_cannot_use_is_refused_by_its_command(

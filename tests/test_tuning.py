@@ -236,3 +236,13 @@ def test_a_float_model_has_no_levels(tiny_model: Any) -> None:
         trained_levels(tiny_model("bert")),
     ):
         pass
+
+
+def test_levels_do_not_decay_and_a_model_may_hold_float_ones_too(tiny_model: Any) -> None:
+    both = nn.ModuleList([tiny_model("bert-classifier"), tiny_model("bert")])
+    quantize(both[0], LexibitConfig(bits=2), progress=False)
+    with trained_levels(both):
+        rest, fast = parameter_groups(both, 1e-3, factor=1)
+        optimizer = torch.optim.AdamW([rest, fast], weight_decay=0.1)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert {id(level) for level in fast["params"]}.isdisjoint(id(p) for p in rest["params"])

@@ -40,7 +40,10 @@ def trained_levels(model: nn.Module) -> Iterator[list[nn.Parameter]]:
             f"{type(model).__name__} has no weight in codes: quantize it before its levels are tuned"
         )
     quantizers: list[Any] = [
-        part.hf_quantizer for part in model.modules() if isinstance(part, PreTrainedModel)
+        part.hf_quantizer
+        for part in model.modules()
+        # a model may hold float ones as well
+        if isinstance(part, PreTrainedModel) and hasattr(part, "hf_quantizer")
     ]
     with ExitStack() as undo:
         parameters = []
@@ -65,7 +68,7 @@ def _averaged(members: Tensor) -> Callable[[Tensor], Tensor]:
 def parameter_groups(
     model: nn.Module, learning_rate: float, *, factor: float = FACTOR
 ) -> list[dict[str, Any]]:
-    """Parameters for an optimizer: the levels learn ``factor`` times as fast as all else.
+    """Parameters for an optimizer: the levels learn ``factor`` times as fast as all else, and do not decay.
 
     Args:
         model: inside :func:`trained_levels`, or a float model, which has no levels.
@@ -76,6 +79,10 @@ def parameter_groups(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if id(p) not in levels], "lr": learning_rate},
-        {"params": [p for p in trained if id(p) in levels], "lr": learning_rate * factor},
+        {
+            "params": [p for p in trained if id(p) in levels],
+            "lr": learning_rate * factor,
+            "weight_decay": 0.0,
+        },
     ]
     return [group for group in groups if group["params"]]

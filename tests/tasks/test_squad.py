@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerFast
 
 from lexibit import LexibitConfig, LexibitError, demo, quantize, tasks
-from lexibit.tasks import tables
+from lexibit.tasks import squad, tables
 from lexibit.tasks.squad import Answer, Question, SQuAD
 
 DATA = Path(os.environ.get("LEXIBIT_TEST_DATA", Path(__file__).parents[3] / "shared")) / "data"
@@ -487,3 +487,13 @@ def test_the_labels_of_real_questions_are_their_answers(real, tiny_model):
     ]
     wanted = {tokenizer.decode(tokenizer(one.answers[0].text).input_ids[1:-1]) for one in examples}
     assert sum(text in wanted for text in texts) >= 0.97 * len(texts)
+
+
+def test_an_answer_takes_all_tokens_of_its_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    # "is X at", where X has three bytes, each a token
+    spans = np.array([[0, 2], [3, 4], [3, 4], [3, 4], [5, 7]])
+    window = squad._Window(0, {"input_ids": np.arange(8)}, spans, 2)
+    monkeypatch.setattr(squad, "_windows", lambda *_: [window])
+    question = Question("q", "?", "is \u9053 at", [Answer("\u9053", 3)])
+    (found,) = TASK.features(None, SimpleNamespace(cls_token_id=0), [question])
+    assert (found["start_positions"], found["end_positions"]) == (3, 5)

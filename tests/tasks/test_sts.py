@@ -193,3 +193,8 @@ def test_the_splits_of_the_benchmark_are_read(tmp_path: Path) -> None:
     assert STS.load(folder, "train") == rows(5)
     with pytest.raises(LexibitError, match=r"no sts-dev\.csv"):
         STS.load(folder)
+
+
+def test_the_hub_has_two_splits() -> None:
+    with pytest.raises(LexibitError, match="unknown split of sts on the hub 'test': known: dev, train"):
+        STS.load(None, "test")

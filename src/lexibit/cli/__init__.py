@@ -81,7 +81,10 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != _INTERRUPTED:
             raise
-        errors.print("interrupted: nothing was left half-written")
+        errors.print(
+            "interrupted: nothing was left half-written; training and search go on when the same command is "
+            "given again"
+        )
         sys.stdout.flush()
         # a thread may be in the middle of a large weight: do not wait for it
         os._exit(_INTERRUPTED)

@@ -57,7 +57,7 @@ def finetune(
     if option and model is None:
         raise LexibitError("--option goes with --model: a model that exists has its sizes")
     learning, chosen = trainer(), tasks.trainable(task)
-    learn, judge = examples(chosen, data, limit, grid[0].seed)
+    learn, judge = examples(chosen, data, limit, grid[0].seed, out)
     if model is not None and model not in models.names():
         raise unknown("--model", model, models.names())
     if model is not None and model not in chosen.from_nothing:

@@ -15,6 +15,7 @@ from lexibit.cli.show import console, number, print_json, table
 from lexibit.errors import LexibitError, needs_extra
 from lexibit.tasks import Examples, Trainable
 from lexibit.training import Settings
+from lexibit.training.grid import GRID
 
 TaskName = Annotated[str, typer.Option(help=f"The task: {', '.join(tasks.names(tasks.Trainable))}.")]
 Out = Annotated[Path, typer.Option(help="The new folder; must not exist yet.")]
@@ -76,8 +77,16 @@ def _settings(
 takes_settings = takes(grid=_settings)
 
 
-def examples(task: Trainable, data: Path | None, limit: int | None, seed: int) -> tuple[Examples, Examples]:
-    """What to learn from, and what to evaluate on."""
+def examples(
+    task: Trainable, data: Path | None, limit: int | None, seed: int, out: Path
+) -> tuple[Examples, Examples]:
+    """What to learn from, and what to evaluate on.
+
+    Raises:
+        LexibitError: they cannot be read, or ``out`` exists, which is better told before a model is loaded.
+    """
+    if out.exists() and not out.with_name(f"{out.name}.{GRID}").exists():
+        raise LexibitError(f"{out}: exists already: choose another folder, or remove it first")
     learn, judge = (task.load(data, split, limit=limit, seed=seed) for split in ("train", "dev"))
     return learn, judge
 

@@ -68,7 +68,7 @@ def tune(
     }
     grid = [replace(settings, **more) for settings in grid]  # type: ignore[arg-type]
     learning, chosen = trainer(), tasks.trainable(task)
-    learn, judge = examples(chosen, data, limit, grid[0].seed)
+    learn, judge = examples(chosen, data, limit, grid[0].seed, out)
     folder = checkpoint.find(model)
     tokenizer = checkpoint.load_tokenizer(folder)
     floats = None if teacher is None else checkpoint.load_float(checkpoint.find(teacher))

@@ -76,7 +76,7 @@ class MaskedLM(LanguageModelling):
         texts = [text for text in self._encoded(model, tokenizer, examples) if len(text.places)]
         if not texts:
             raise LexibitError(f"{self.name}: the training text has no tokens for this tokenizer")
-        return Masked(texts, tokenizer)
+        return Masked(texts, tokenizer, min(len(tokenizer), vocabulary(model)))
 
     def collate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
@@ -152,12 +152,13 @@ class Masked(Epochs):
     Args:
         texts: with at least one token that may be masked, each.
         tokenizer: with a mask token.
+        tokens: how many there are to draw from.
     """
 
-    def __init__(self, texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, tokens: int) -> None:
         self.texts = texts
         self.mask_token_id = tokenizer.mask_token_id
-        self.tokens = len(tokenizer)
+        self.tokens = tokens
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -129,8 +129,11 @@ class SQuAD(Trainable):
             end = start + len(text)
             starts, ends = window.spans.T
             if text and len(starts) and starts[0] <= start and end <= ends[-1]:
-                first = window.first + int(np.searchsorted(starts, start, side="right")) - 1
-                last = window.first + int(np.searchsorted(ends, end, side="left"))
+                # of several tokens with one span, the bytes of a character, the first and the last
+                begin = starts[np.searchsorted(starts, start, side="right") - 1]
+                finish = ends[np.searchsorted(ends, end, side="left")]
+                first = window.first + int(np.searchsorted(starts, begin, side="left"))
+                last = window.first + int(np.searchsorted(ends, finish, side="right")) - 1
             else:
                 ids = window.inputs["input_ids"].tolist()
                 first = last = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0

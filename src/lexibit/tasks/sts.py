@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lexibit.batches import batches
-from lexibit.errors import LexibitError
+from lexibit.errors import LexibitError, unknown
 from lexibit.nn.modes import evaluating
 from lexibit.tasks import tables
 from lexibit.tasks.base import Examples, Task
@@ -38,8 +38,10 @@ class STS(Task):
     def read(self, data: Path | None, split: str) -> Examples:
         """Triples of two sentences and their score; see :meth:`Task.read`."""
         if data is None:
-            hub = {"train": "train", "dev": "validation"}[split]
-            rows = tables.from_hub("nyu-mll/glue", "stsb", hub)
+            hub = {"train": "train", "dev": "validation"}
+            if split not in hub:
+                raise unknown("split of sts on the hub", split, hub)
+            rows = tables.from_hub("nyu-mll/glue", "stsb", hub[split])
             return [(row["sentence1"], row["sentence2"], float(row["label"])) for row in rows]
         name = f"sts-{split}.csv"
         file = tables.find(data, [name], ["STS-B"])

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,20 @@ def best_of(grid: Sequence[Settings], once: Callable[[Settings, Path, bool], Any
     if len(grid) == 1:
         return once(grid[0], out, False)
     work = out.with_name(f"{out.name}.{GRID}")
-    if out.exists():
-        # what a kill behind the last step left
-        shutil.rmtree(work, ignore_errors=True)
-        raise LexibitError(f"{out}: exists already: choose another folder, or remove it first")
     rates = [settings.learning_rate for settings in grid]
     if len(set(rates)) < len(rates):
         raise LexibitError(f"the learning rates {', '.join(map(str, rates))} are not all different")
     folders = [work / str(rate) for rate in rates]
+    if out.exists():
+        if _chosen_from(out) == rates:
+            # what a kill behind the last step left
+            _remove(folders)
+        raise LexibitError(f"{out}: exists already: choose another folder, or remove it first")
+    for other in work.iterdir() if work.is_dir() else []:
+        if not other.name.startswith(".") and not _is_rate(other.name.removesuffix(".training")):
+            raise LexibitError(
+                f"{other}: is in the way of models in training: remove it, or choose another folder"
+            )
     trained = [once(settings, folder, True) for settings, folder in zip(grid, folders, strict=True)]
     first = [done.scores[0] for done in trained]
     worth = [score.value if score.higher else -score.value for score in first]
@@ -60,5 +67,30 @@ def best_of(grid: Sequence[Settings], once: Callable[[Settings, Path, bool], Any
     scores = [{"learning_rate": rate, "score": score.value} for rate, score in zip(rates, first, strict=True)]
     write_json(report, said | {GRID: scores})
     os.replace(folders[best], out)
-    shutil.rmtree(work)
+    _remove(folders)
     return trained[best]
+
+
+def _chosen_from(out: Path) -> list[float] | None:
+    """The learning rates that the model in a folder was chosen from, if it was chosen."""
+    try:
+        said = json.loads((out / TRAINING[0]).read_text(encoding="utf-8"))[GRID]
+        return [one["learning_rate"] for one in said]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_rate(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _remove(folders: Sequence[Path]) -> None:
+    """Remove models that were not chosen, and the folder that held them if nothing else is in it."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folders[0].parent.rmdir()

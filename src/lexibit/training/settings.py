@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lexibit import tuning
@@ -17,10 +18,10 @@ class Settings:
     learning rate, as the AWD-LSTM does.
 
     Attributes:
-        epochs: passes over the training examples.
+        epochs: passes over the training examples, more than 0.
         learning_rate: at the start; it falls to zero in a line. The model's own if not given, or 5e-5.
         batch_size: examples a step.
-        warmup: share of all steps in which the learning rate rises to its start.
+        warmup: share of all steps in which the learning rate rises to its start; less than 1.
         weight_decay: of Adam (decoupled); not of levels.
         max_steps: stop after so many steps instead of epochs, if given.
         patience: stop when so many epochs have not bettered the first metric, and keep the best epoch's
@@ -49,10 +50,8 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse what nothing can be trained with."""
         for name, low, high in (
-            ("epochs", 0, None),
             ("learning_rate", 0, None),
             ("batch_size", 1, None),
-            ("warmup", 0, 1),
             ("weight_decay", 0, None),
             ("levels_factor", 0, None),
             ("distill", 0, 1),
@@ -64,6 +63,10 @@ class Settings:
             value = getattr(self, name)
             if value is None:
                 continue
-            if not value >= low or (high is not None and value > high):
+            if not math.isfinite(value) or value < low or (high is not None and value > high):
                 said = f"{low} or more" if high is None else f"from {low} to {high}"
                 raise LexibitError(f"{name} must be {said}, not {value}")
+        if not 0 < self.epochs < math.inf:
+            raise LexibitError(f"epochs must be more than 0, not {self.epochs}")
+        if not 0 <= self.warmup < 1:
+            raise LexibitError(f"warmup must be 0 or more and less than 1, not {self.warmup}")

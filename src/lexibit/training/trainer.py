@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,6 +85,8 @@ def train(
 ) -> Trained:
     """Train a model on a task, and save it to a new folder; of a quantized model the codes stay fixed.
 
+    A model in half precision is trained in float32, and saved as it was.
+
     After every epoch the model is evaluated and a checkpoint written to the folder ``OUT.training``, where
     TensorBoard logs stand too. A run that was killed goes on from the last whole checkpoint when it is
     started again with the same settings, and ends in the same weights. ``out`` appears when it is whole, with
@@ -103,7 +107,8 @@ def train(
         again: whether ``out`` may hold the result of the same run, which is then not made again.
 
     Raises:
-        LexibitError: a setting that cannot be, ``out`` exists, or checkpoints of another run are in the way.
+        LexibitError: a setting that cannot be, ``out`` exists, checkpoints of another run are in the way, or
+            the loss or a weight became NaN or infinite.
     """
     settings = settings or Settings()
     if out.exists() and not again:
@@ -120,6 +125,8 @@ def train(
         "settings": _meant(settings, quantized=quantized, taught=teacher is not None),
         "examples": len(examples),
         "examples_sha256": digest(examples, evaluation),
+        # how many share each step, and the examples
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
     }
     if task.signature:
         run["signature"] = task.signature
@@ -128,7 +135,7 @@ def train(
     _check_free(work)
     start = time.perf_counter()
     seed(settings.seed)
-    with tuning.trained_levels(model) if quantized else nullcontext():
+    with _in_float32(model), tuning.trained_levels(model) if quantized else nullcontext():
         trainer = _Trainer(model, tokenizer, task, examples, evaluation, work, settings, teacher, progress)
         if trainer.is_world_process_zero():
             _start(work, run)
@@ -136,8 +143,10 @@ def train(
             trainer.add_callback(TensorBoardCallback(logs))  # type: ignore[no-untyped-call]
         trainer.accelerator.wait_for_everyone()
         checkpoint = _last(work)
+        trainer.ended = checkpoint is not None and _ended(checkpoint)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model.train(False)
+    _check_finite(model, task)
     before = time.perf_counter()
     outcomes = task.outcomes(model, tokenizer, evaluation)
     scores = task.scores(outcomes, seconds=time.perf_counter() - before, seed=settings.seed)
@@ -252,6 +261,43 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
+def _ended(checkpoint: Path) -> bool:
+    """Whether the run whose checkpoint it is had made its last step."""
+    state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+    stopped = state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]
+    return bool(stopped) or state["global_step"] >= state["max_steps"]
+
+
+@contextmanager
+def _in_float32(model: PreTrainedModel) -> Iterator[None]:
+    """Half precision as float32 inside: a small step next to a large weight would be rounded away."""
+
+    def numbers() -> Iterator[tuple[str, Tensor]]:
+        return chain(model.named_parameters(), model.named_buffers())
+
+    half = {name: one.dtype for name, one in numbers() if one.is_floating_point() and one.itemsize < 4}
+    for name, one in numbers():
+        if name in half:
+            one.data = one.data.float()
+    try:
+        yield
+    finally:
+        for name, one in numbers():
+            if name in half:
+                one.data = one.data.to(half[name])
+
+
+def _check_finite(model: PreTrainedModel, task: Trainable) -> None:
+    """Refuse what the last step spoiled: its loss was that of the weights before it."""
+    levels = ((f"{name} (levels)", weight.levels) for name, weight in codebooks(model).items())
+    for name, one in chain(model.named_parameters(), levels):
+        if not torch.isfinite(one).all():
+            raise LexibitError(
+                f"{task.name}: {name} became NaN or infinite in the last step: lower the learning rate, or "
+                "look at the data"
+            )
+
+
 class _Trainer(Trainer):
     """transformers' Trainer, with a task's features and scores, and levels that learn faster."""
 
@@ -267,6 +313,7 @@ class _Trainer(Trainer):
         teacher: PreTrainedModel | None,
         progress: bool,
     ) -> None:
+        self.ended = False  # whether the run that it goes on with had made its last step
         self.task, self.settings, self.examples = task, settings, evaluation
         self.trained, self.tokenizer = model, tokenizer
         self.teacher = None if teacher is None else teacher.train(False)
@@ -274,6 +321,10 @@ class _Trainer(Trainer):
         ordered = getattr(features, "ordered", False)
         if ordered and settings.group_by_length:
             raise LexibitError(f"{type(model).__name__} reads its text in order: leave group_by_length out")
+        if ordered and settings.batch_size != Settings.batch_size:
+            raise LexibitError(
+                f"{type(model).__name__} reads its text in order, in columns of its own: leave batch_size out"
+            )
         first = task.metrics[0]
         # a model may bring its own recipe
         own = dict(getattr(model, "training_arguments", {}))
@@ -283,12 +334,15 @@ class _Trainer(Trainer):
         scheduler = None
         callbacks: list[Any] = []
         if setup := getattr(model, "training_setup", None):
+            if settings.weight_decay or settings.warmup:
+                raise LexibitError(
+                    f"{type(model).__name__} brings its own optimizer: leave weight_decay and warmup out"
+                )
             optimizer, scheduler, more = setup(rate, parameters=groups)
             callbacks += more
         else:
             for group in groups:
-                # levels do not decay
-                group["weight_decay"] = settings.weight_decay if group["lr"] == rate else 0.0
+                group.setdefault("weight_decay", settings.weight_decay)
             # in one pass over the weights, which on a CPU takes a seventh of the time
             optimizer = torch.optim.AdamW(groups, lr=rate, fused=True)
         if isinstance(features, Epochs):
@@ -325,6 +379,8 @@ class _Trainer(Trainer):
             disable_tqdm=not progress,
             dataloader_pin_memory=cuda,
         )
+        # without torchrun there is one process, and it uses one GPU: else a batch would be another
+        arguments._n_gpu = min(arguments.n_gpu, 1)
         super().__init__(
             model=model,
             args=arguments,
@@ -356,6 +412,18 @@ class _Trainer(Trainer):
                 "the learning rate, or look at the data"
             )
         return (loss, outputs) if return_outputs else loss
+
+    def _run_epoch(self, *args: Any, **more: Any) -> None:
+        # the Trainer forgets that it had stopped, and asks how many steps there are behind a step only
+        if self.ended:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **more)  # type: ignore[no-untyped-call]
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # the state, which is written next, says that all have written theirs
+        self.accelerator.wait_for_everyone()
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """The task's metrics on the evaluation examples."""
