@@ -26,7 +26,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from lexibit import LexibitConfig, LexibitError, checkpoint, quantize, tasks
 from lexibit.nn import codebooks
 from lexibit.training import Settings, trainer
-from lexibit.training.trainer import _distance, seed, train
+from lexibit.training.distillation import distance
+from lexibit.training.trainer import seed, train
 
 FAST = Settings(epochs=6, learning_rate=3e-3, batch_size=16)
 
@@ -233,12 +234,12 @@ def test_the_distance_to_a_teacher_is_the_divergence_of_classes() -> None:
     ours, theirs = SequenceClassifierOutput(logits=a), SequenceClassifierOutput(logits=b)
     p, q = (b / 2).softmax(-1), (a / 2).softmax(-1)
     expected = 4 * (p * (p.log() - q.log())).sum(-1).mean()
-    torch.testing.assert_close(_distance(ours, theirs, {}, 2.0), expected)
-    assert _distance(ours, ours, {}, 1.0).abs() < 1e-6
+    torch.testing.assert_close(distance(ours, theirs, {}, 2.0), expected)
+    assert distance(ours, ours, {}, 1.0).abs() < 1e-6
     one, other = SequenceClassifierOutput(logits=a[:, :1]), SequenceClassifierOutput(logits=b[:, :1])
-    torch.testing.assert_close(_distance(one, other, {}, 1.0), F.mse_loss(a[:, :1], b[:, :1]))
+    torch.testing.assert_close(distance(one, other, {}, 1.0), F.mse_loss(a[:, :1], b[:, :1]))
     with pytest.raises(LexibitError, match="give a teacher of the same task"):
-        _distance(ours, one, {}, 1.0)
+        distance(ours, one, {}, 1.0)
 
 
 def weights(folder: Path) -> bytes:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -35,15 +34,14 @@ from lexibit.checkpoint.target import TRAINING, new_folder, save_folder
 from lexibit.errors import LexibitError
 from lexibit.files import to_json, write_json
 from lexibit.nn import codebooks
-from lexibit.processes import ended, here, me
 from lexibit.tasks import Examples, Score, Trainable, digest
 from lexibit.tasks.epochs import EpochCallback, Epochs
+from lexibit.training import checkpoints
+from lexibit.training.distillation import distance
 from lexibit.training.settings import Settings
 
 REPORT, LOGS = TRAINING
 _LEVELS = "levels.safetensors"
-_STATE = "trainer_state.json"
-_RUN, _PROCESS = "run.json", "process"
 _RATE = 5e-5
 
 
@@ -132,18 +130,18 @@ def train(
         run["signature"] = task.signature
     if out.exists():
         return _finished(out, run)
-    _check_free(work)
+    checkpoints.check_free(work)
     start = time.perf_counter()
     seed(settings.seed)
     with _in_float32(model), tuning.trained_levels(model) if quantized else nullcontext():
         trainer = _Trainer(model, tokenizer, task, examples, evaluation, work, settings, teacher, progress)
         if trainer.is_world_process_zero():
-            _start(work, run)
+            checkpoints.start(work, run)
             logs = SummaryWriter(str(work / LOGS))
             trainer.add_callback(TensorBoardCallback(logs))  # type: ignore[no-untyped-call]
         trainer.accelerator.wait_for_everyone()
-        checkpoint = _last(work)
-        trainer.ended = checkpoint is not None and _ended(checkpoint)
+        checkpoint = checkpoints.last(work)
+        trainer.ended = checkpoint is not None and checkpoints.had_ended(checkpoint)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model.train(False)
     _check_finite(model, task)
@@ -166,10 +164,10 @@ def _finished(out: Path, run: dict[str, Any]) -> Trained:
     report = out / REPORT
     said = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
     run = json.loads(to_json(run))
-    if others := list(_others({name: said.get(name) for name in run}, run)):
+    if differences := list(checkpoints.differences({name: said.get(name) for name in run}, run)):
         raise LexibitError(
-            f"{out}: holds a run in which {'; '.join(others)}: go on with what it had, or remove the folder "
-            "to start afresh"
+            f"{out}: holds a run in which {'; '.join(differences)}: go on with what it had, or remove the "
+            "folder to start afresh"
         )
     scores = [Score(**_known(score)) for score in said["scores"]]
     return Trained(scores, said["steps"], said["seconds"], said["resumed"])
@@ -178,64 +176,6 @@ def _finished(out: Path, run: dict[str, Any]) -> Trained:
 def _known(values: dict[str, Any]) -> dict[str, Any]:
     # null is what JSON has for NaN
     return {name: math.nan if value is None else value for name, value in values.items()}
-
-
-def _start(work: Path, run: dict[str, Any]) -> None:
-    """Make the folder of a run's checkpoints, or see that it can go on from those that are there.
-
-    Raises:
-        LexibitError: checkpoints of another run are there, or another process is at work.
-    """
-    said = work / _RUN
-    run = json.loads(to_json(run))
-    before = json.loads(said.read_text(encoding="utf-8")) if said.is_file() else {}
-    process = before.pop(_PROCESS, None)
-    if process is not None and process != me() and here(process) and not ended(process):
-        raise LexibitError(
-            f"{work}: another process is training there ({process.split()[1]}): wait for it, or "
-            "choose another folder"
-        )
-    if _last(work) is None:
-        # a run that came to no checkpoint is in nobody's way
-        if work.exists():
-            shutil.rmtree(work)
-        work.mkdir(parents=True)
-    elif others := list(_others(before, run)):
-        raise LexibitError(
-            f"{work}: holds checkpoints of a run in which {'; '.join(others)}: go on with what it had, or "
-            "remove the folder to start afresh"
-        )
-    for folder in work.glob("checkpoint-*"):
-        if not _is_whole(folder):
-            shutil.rmtree(folder)
-    write_json(said, run | {_PROCESS: me()})
-
-
-def _check_free(work: Path) -> None:
-    """Refuse a place for checkpoints in which something else is."""
-    if not work.exists():
-        return
-    # another process of this run may be about to write its first file, under a name with a dot
-    if not work.is_dir() or (any(work.glob("[!.]*")) and not (work / _RUN).is_file()):
-        raise LexibitError(f"{work}: is in the way of checkpoints: remove it, or choose another folder")
-
-
-def _last(work: Path) -> Path | None:
-    """The checkpoint that a run goes on from, if there is one."""
-    whole = filter(_is_whole, work.glob("checkpoint-*"))
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-
-
-def _others(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    """How a run differs from an earlier one."""
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _others(old, new)
-        elif name == "examples_sha256" and old != new:
-            yield "the examples were others"
-        elif old != new:
-            yield f"{name} was {old}, not {new}"
 
 
 def _rate(model: PreTrainedModel, settings: Settings) -> float:
@@ -250,22 +190,6 @@ def _meant(settings: Settings, *, quantized: bool, taught: bool) -> dict[str, An
     idle = [] if quantized else ["levels_factor"]
     idle += [] if taught else ["distill", "temperature"]
     return {name: value for name, value in asdict(settings).items() if name not in idle}
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        # the Trainer writes its state last
-        json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
-
-
-def _ended(checkpoint: Path) -> bool:
-    """Whether the run whose checkpoint it is had made its last step."""
-    state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-    stopped = state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]
-    return bool(stopped) or state["global_step"] >= state["max_steps"]
 
 
 @contextmanager
@@ -404,8 +328,8 @@ class _Trainer(Trainer):
         if self.teacher is not None:
             with torch.no_grad():
                 theirs = self.teacher(**inputs)
-            distance = _distance(outputs, theirs, inputs, self.settings.temperature)
-            loss = (1 - self.settings.distill) * loss + self.settings.distill * distance
+            far = distance(outputs, theirs, inputs, self.settings.temperature)
+            loss = (1 - self.settings.distill) * loss + self.settings.distill * far
         if not torch.isfinite(loss.detach()):
             raise LexibitError(
                 f"{self.task.name}: the loss became {loss.item()} in step {self.state.global_step}: lower "
@@ -459,38 +383,3 @@ class _Trainer(Trainer):
 def _key(metric: str) -> str:
     """A metric's name in logs."""
     return metric.removesuffix(" x 100").lower().replace(" ", "_")
-
-
-def _distance(ours: Any, theirs: Any, inputs: dict[str, Any], temperature: float) -> Tensor:
-    """How far outputs are from a teacher's: the divergence of classes, or the squared error of one number.
-
-    Classes (Hinton et al. 2015): ``T^2 KL(softmax(theirs / T) || softmax(ours / T))``, the mean over what
-    the model was asked.
-    """
-    total: list[Tensor] = []
-    for kind in ("logits", "start_logits", "end_logits"):
-        a, b = getattr(ours, kind, None), getattr(theirs, kind, None)
-        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-            continue
-        if a.shape != b.shape:
-            raise LexibitError(
-                f"the teacher's {kind} are {list(b.shape)}, the model's {list(a.shape)}: give a teacher of "
-                "the same task and vocabulary"
-            )
-        if a.dim() == 3:
-            labels = inputs.get("labels")
-            asked = labels != -100 if labels is not None and labels.shape == a.shape[:2] else None
-            if asked is None and "attention_mask" in inputs:
-                asked = inputs["attention_mask"].bool()
-            a, b = (x.flatten(0, 1) if asked is None else x[asked] for x in (a, b))
-        if a.shape[-1] == 1:
-            total.append(F.mse_loss(a, b))
-            continue
-        a, b = (F.log_softmax(logits.float() / temperature, -1) for logits in (a, b))
-        total.append(F.kl_div(a, b, reduction="batchmean", log_target=True) * temperature**2)
-    if not total:
-        raise LexibitError(
-            f"the teacher gives a {type(theirs).__name__}, the model a {type(ours).__name__}, with no logits "
-            "that could be matched: give a teacher with the task's head"
-        )
-    return torch.stack(total).mean()
