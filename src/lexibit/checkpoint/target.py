@@ -102,6 +102,11 @@ def copy_companions(source: Path, out: Path) -> None:
             shutil.copyfile(path, out / inside)
 
 
+def exists_already(out: Path) -> LexibitError:
+    """The error for a new folder whose place is taken."""
+    return LexibitError(f"{out}: exists already: choose another folder, or remove it first")
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder that appears at ``out`` only when the work inside ended well.
@@ -110,7 +115,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         LexibitError: ``out`` exists, or cannot be written.
     """
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise LexibitError(f"{out}: exists already: choose another folder, or remove it first")
+        raise exists_already(out)
     made = [parent for parent in out.absolute().parents if not parent.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,16 @@ import typer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lexibit import checkpoint, models, tasks
-from lexibit.cli.learning import Limit, Out, TaskName, examples, show, takes_settings, trainer
+from lexibit.cli.learning import (
+    Limit,
+    Out,
+    TaskName,
+    examples,
+    refuse_existing,
+    show,
+    takes_settings,
+    trainer,
+)
 from lexibit.cli.measures import Data
 from lexibit.cli.options import settings_by_name
 from lexibit.cli.show import Json, console
@@ -57,7 +66,8 @@ def finetune(
     if option and model is None:
         raise LexibitError("--option goes with --model: a model that exists has its sizes")
     learning, chosen = trainer(), tasks.trainable(task)
-    learn, judge = examples(chosen, data, limit, grid[0].seed, out)
+    refuse_existing(out)
+    learn, judge = examples(chosen, data, limit, grid[0].seed)
     if model is not None and model not in models.names():
         raise unknown("--model", model, models.names())
     if model is not None and model not in chosen.from_nothing:

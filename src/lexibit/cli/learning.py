@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from lexibit import tasks
+from lexibit.checkpoint.target import exists_already
 from lexibit.cli.options import takes
 from lexibit.cli.show import console, number, print_json, table
 from lexibit.errors import LexibitError, needs_extra
@@ -77,16 +78,18 @@ def _settings(
 takes_settings = takes(grid=_settings)
 
 
-def examples(
-    task: Trainable, data: Path | None, limit: int | None, seed: int, out: Path
-) -> tuple[Examples, Examples]:
-    """What to learn from, and what to evaluate on.
+def refuse_existing(out: Path) -> None:
+    """Tell before a model is loaded that there is no place for the result.
 
     Raises:
-        LexibitError: they cannot be read, or ``out`` exists, which is better told before a model is loaded.
+        LexibitError: ``out`` exists, and nothing beside it that choosing among several would clear away.
     """
     if out.exists() and not out.with_name(f"{out.name}.{GRID}").exists():
-        raise LexibitError(f"{out}: exists already: choose another folder, or remove it first")
+        raise exists_already(out)
+
+
+def examples(task: Trainable, data: Path | None, limit: int | None, seed: int) -> tuple[Examples, Examples]:
+    """What to learn from, and what to evaluate on."""
     learn, judge = (task.load(data, split, limit=limit, seed=seed) for split in ("train", "dev"))
     return learn, judge
 

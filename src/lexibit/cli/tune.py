@@ -9,7 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from lexibit import checkpoint, tasks
-from lexibit.cli.learning import Limit, Out, TaskName, examples, show, takes_settings, trainer
+from lexibit.cli.learning import (
+    Limit,
+    Out,
+    TaskName,
+    examples,
+    refuse_existing,
+    show,
+    takes_settings,
+    trainer,
+)
 from lexibit.cli.measures import Data
 from lexibit.cli.show import Json, console
 from lexibit.errors import LexibitError
@@ -68,7 +77,8 @@ def tune(
     }
     grid = [replace(settings, **more) for settings in grid]  # type: ignore[arg-type]
     learning, chosen = trainer(), tasks.trainable(task)
-    learn, judge = examples(chosen, data, limit, grid[0].seed, out)
+    refuse_existing(out)
+    learn, judge = examples(chosen, data, limit, grid[0].seed)
     folder = checkpoint.find(model)
     tokenizer = checkpoint.load_tokenizer(folder)
     floats = None if teacher is None else checkpoint.load_float(checkpoint.find(teacher))

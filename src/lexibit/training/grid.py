@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lexibit.checkpoint.target import TRAINING
+from lexibit.checkpoint.target import TRAINING, exists_already
 from lexibit.errors import LexibitError, needs_extra
 from lexibit.files import write_json
 from lexibit.training.settings import Settings
@@ -46,7 +46,7 @@ def best_of(grid: Sequence[Settings], once: Callable[[Settings, Path, bool], Any
         if _chosen_from(out) == rates:
             # what a kill behind the last step left
             _remove(folders)
-        raise LexibitError(f"{out}: exists already: choose another folder, or remove it first")
+        raise exists_already(out)
     for other in work.iterdir() if work.is_dir() else []:
         if not other.name.startswith(".") and not _is_rate(other.name.removesuffix(".training")):
             raise LexibitError(

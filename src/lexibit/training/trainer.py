@@ -30,7 +30,7 @@ from transformers import (
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from lexibit import tuning
-from lexibit.checkpoint.target import TRAINING, new_folder, save_folder
+from lexibit.checkpoint.target import TRAINING, exists_already, new_folder, save_folder
 from lexibit.errors import LexibitError
 from lexibit.files import to_json, write_json
 from lexibit.nn import codebooks
@@ -110,7 +110,7 @@ def train(
     """
     settings = settings or Settings()
     if out.exists() and not again:
-        raise LexibitError(f"{out}: exists already: choose another folder, or remove it first")
+        raise exists_already(out)
     if not len(examples):
         raise LexibitError(f"{task.name}: no examples to learn from")
     if teacher is not None:
