@@ -14,7 +14,18 @@ LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 # products are rounded before they are added, as PyTorch does: levels have the same bits
 FLAGS = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
 # for files that are only run where the CPU has these
-INSTRUCTION_SETS = {"avx2": ["-mavx2", "-mfma"]} if platform.machine() in ("x86_64", "AMD64") else {}
+INSTRUCTION_SETS = (
+    {
+        "avx2": ["-mavx2", "-mfma"],
+        "avx512vnni": [
+            "-mavx2",
+            "-mfma",
+            *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni", "vbmi")),
+        ],
+    }
+    if platform.machine() in ("x86_64", "AMD64")
+    else {}
+)
 
 
 class Build(build_ext):

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=256)
     parser.add_argument("--trials", type=int, default=3, help="of each layer")
     parser.add_argument("--bits", type=int, default=3)
+    parser.add_argument("--compute", default="float32")
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     task = tasks.trainable(args.task)
@@ -41,7 +42,9 @@ def main() -> None:
     objective = on_task("loss", task, model, tokenizer, examples)
     found = {}
     for reuse in (True, False):
-        problem = Problem(model, LexibitConfig("binary", args.bits), objective, reuse=reuse)
+        problem = Problem(
+            model, LexibitConfig("binary", args.bits), objective, reuse=reuse, compute=args.compute
+        )
         with tempfile.TemporaryDirectory() as folder:
             where = storage(f"sqlite:///{folder}/search.db")
             found[reuse] = search(problem, "layer-wise", args.trials, study="search", where=where)

@@ -8,6 +8,7 @@ from lexibit.errors import FormatError, LexibitError
 from lexibit.fidelity import Reference
 from lexibit.fitting import quantize_tensor
 from lexibit.hf import LexibitHfQuantizer
+from lexibit.optimize import optimize
 from lexibit.plan import Plan
 from lexibit.quantize import dequantize, quantize
 from lexibit.sensitivity import sensitivity
@@ -30,6 +31,7 @@ __all__ = [
     "importance",
     "load",
     "models",
+    "optimize",
     "quantize",
     "quantize_tensor",
     "save",

@@ -1,6 +1,7 @@
 """The C++ kernels (kernels/module.cpp): addresses and sizes in, results into memory that the caller made."""
 
 def available() -> list[str]: ...
+def has_int8(name: str, /) -> bool: ...
 def parallel() -> bool: ...
 def decode(name: str, threads: int, weight: tuple[int, ...], out: int, /) -> None: ...
 def embedding(
@@ -15,5 +16,16 @@ def linear(
     bias: int,
     out: int,
     transposed: bool,
+    /,
+) -> None: ...
+def linear_int8(
+    name: str,
+    threads: int,
+    weight: tuple[int, ...],
+    x: int,
+    tokens: int,
+    bias: int,
+    activation: int,
+    out: int,
     /,
 ) -> None: ...

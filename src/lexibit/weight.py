@@ -119,8 +119,10 @@ class CodebookWeight(nn.Module):
         levels: ``spec.levels_shape``, in the dtype in which the weight is decoded.
         origins: for each extra row or column, the one it is added to: int32; None without any.
         mask: packed bits, 1 for a weight that is zero: uint8; None without one.
+        compute: what products are computed with, of :data:`lexibit.ops.COMPUTE`; it is not stored.
     """
 
+    compute: str = "float32"
     SUFFIX = "_codebook"
 
     codes: Tensor
@@ -227,13 +229,25 @@ class CodebookWeight(nn.Module):
         """The weight itself, ``shape`` in ``dtype``: a new tensor at every call."""
         return ops.decode(*self._stored())
 
-    def linear(self, x: Tensor, bias: Tensor | None = None, transposed: bool = False) -> Tensor:
-        """``x @ W.T + bias``, or ``x @ W + bias`` if ``transposed`` (transformers' Conv1D)."""
+    def linear(
+        self, x: Tensor, bias: Tensor | None = None, transposed: bool = False, activation: str = "none"
+    ) -> Tensor:
+        """``x @ W.T + bias``, or ``x @ W + bias`` if ``transposed`` (transformers' Conv1D).
+
+        Args:
+            x: ``[..., columns]``.
+            bias: ``[rows]``.
+            transposed: whether the weight is ``[in, out]``.
+            activation: what follows, a name of :data:`lexibit.ops.reference.ACTIVATIONS`.
+        """
         if torch.is_autocast_enabled(x.device.type):
             # custom operators are no part of autocast's lists: do as it does for linear layers
             dtype = torch.get_autocast_dtype(x.device.type)
             x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
-        return ops.linear(x, bias, *self._stored(), transposed)
+        if self.compute == "int8" and not transposed:
+            bias = None if bias is None else bias.float()
+            return ops.linear_int8(x.float(), bias, *self._stored(), activation).to(x.dtype)
+        return ops.ACTIVATIONS[activation](ops.linear(x, bias, *self._stored(), transposed))
 
     def embedding(self, ids: Tensor) -> Tensor:
         """The rows ``ids`` (any shape) of the weight: ``[*ids.shape, columns]``."""

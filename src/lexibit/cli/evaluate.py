@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from lexibit import evaluation, tasks
-from lexibit.cli.measures import BatchSize, Data
+from lexibit.cli.measures import BatchSize, Compute, Data
 from lexibit.cli.options import Model
 from lexibit.cli.show import Json, console, number, print_json, table
 from lexibit.files import write_json
@@ -35,6 +35,7 @@ def evaluate(
     limit: Limit = None,
     batch_size: BatchSize = 64,
     seed: Seed = 0,
+    compute: Compute = "float32",
     out: Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")] = None,
     json: Json = False,
 ) -> None:
@@ -57,6 +58,7 @@ def evaluate(
         limit=limit,
         batch_size=batch_size,
         seed=seed,
+        compute=compute,
         progress=not json and console.is_terminal,
     )
     if out is not None:

@@ -24,6 +24,9 @@ Limit = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option(help="Texts at a time.", min=1)]
+Compute = Annotated[
+    str, typer.Option(help="What products of quantized models are computed with: float32, or int8 (faster).")
+]
 
 _TEXTS = 100
 

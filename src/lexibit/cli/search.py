@@ -14,13 +14,14 @@ from rich.live import Live
 from rich.table import Table
 
 from lexibit import __version__, checkpoint, tasks
-from lexibit.cli.measures import BatchSize, Data, Text
+from lexibit.cli.measures import BatchSize, Compute, Data, Text
 from lexibit.cli.options import Model, takes_config
 from lexibit.cli.show import Json, console, number, print_json, table
 from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError, needs_extra, unknown
 from lexibit.fidelity import Reference
 from lexibit.files import write_json
+from lexibit.ops import COMPUTE
 
 if TYPE_CHECKING:
     from lexibit.search import Found, Problem
@@ -85,6 +86,7 @@ def search(
         int | None, typer.Option(help="Held-out examples at most; all if not given.", min=1)
     ] = None,
     batch_size: BatchSize = 32,
+    compute: Compute = "float32",
     sampler: Annotated[
         str | None, typer.Option(help="gp (Gaussian process) or tpe; gp if not given.")
     ] = None,
@@ -137,6 +139,8 @@ def search(
         {"sampler": sampler},
     )
     _refuse_idle("--mode or --refine", mode is None and refine is None, {"study": study, "storage": storage})
+    if compute not in COMPUTE:
+        raise unknown("--compute", compute, COMPUTE)
     if out.exists():
         raise LexibitError(f"{out}: exists already: choose another file, or remove it first")
     if not out.absolute().parent.is_dir():
@@ -158,7 +162,7 @@ def search(
         examples = chosen.load(data, "train", limit=limit, seed=config.seed)
         held = chosen.load(data, "dev", limit=dev_limit, seed=config.seed)
         measured = on_task(objective or "loss", chosen, loaded, tokenizer, examples, batch_size=batch_size)
-    problem = searching.Problem(loaded, config, measured)
+    problem = searching.Problem(loaded, config, measured, compute=compute)
     if not math.isfinite(problem.float_value):
         raise LexibitError(
             f"the float model's {measured.name} is {problem.float_value}: there is nothing to search for"
@@ -171,6 +175,7 @@ def search(
         "objective": measured.name,
         "examples_sha256": tasks.digest(examples),
         "batch_size": batch_size,
+        "compute": compute,
     }
     start = time.perf_counter()
     options = {} if budget is None else searching.sensitivities(problem, progress=_shown(json))
@@ -206,6 +211,7 @@ def search(
         "bits_per_weight": problem.bits_per_weight(found.settings),
         "sensitivities": {name: [one._asdict() for one in some] for name, some in options.items()},
         "objective": measured.name,
+        "compute": compute,
         "task": task,
         "examples": len(examples),
         "seed": config.seed,

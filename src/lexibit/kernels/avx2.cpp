@@ -13,11 +13,6 @@
 namespace lexibit {
 namespace {
 
-template <int value>
-struct Constant {
-  static constexpr int get = value;
-};
-
 template <int bits, bool aligned>
 inline __m256i codes_at(const std::uint8_t* byte, int shift) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -357,21 +352,6 @@ void transposed(const Product& product, int threads) {
 
 // The three things one does with a weight. ------------------------------------------------------------------
 
-// Calls use with the weight's bits as a constant.
-template <class Use>
-void with_bits(int bits, Use&& use) {
-  switch (bits) {
-    case 1: return use(Constant<1>());
-    case 2: return use(Constant<2>());
-    case 3: return use(Constant<3>());
-    case 4: return use(Constant<4>());
-    case 5: return use(Constant<5>());
-    case 6: return use(Constant<6>());
-    case 7: return use(Constant<7>());
-    case 8: return use(Constant<8>());
-  }
-}
-
 // Rows one after the other; row_of gives the number of the i-th.
 template <class RowOf>
 void decode_rows(const Weight& weight, std::int64_t count, RowOf&& row_of, float* out, int threads) {
@@ -416,7 +396,7 @@ void linear(const Weight& weight, const float* x, std::int64_t tokens, const flo
 
 }  // namespace
 
-const Kernels avx2_kernels = {decode, embedding, linear};
+const Float32Kernels avx2_kernels = {decode, embedding, linear};
 
 }  // namespace lexibit
 

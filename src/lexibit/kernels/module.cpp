@@ -14,22 +14,31 @@
 
 namespace {
 
-using lexibit::Kernels;
+using lexibit::Activation;
+using lexibit::Float32Kernels;
+using lexibit::Int8Kernels;
 using lexibit::Weight;
 
 struct InstructionSet {
   const char* name;
-  const Kernels* kernels;
-  bool here;  // whether this CPU has it
+  const Float32Kernels* float32;
+  const Int8Kernels* int8;  // or null
+  bool here;                // whether this CPU has it
 };
 
 // The best first.
 const InstructionSet* instruction_sets() {
+#if defined(__x86_64__)
+  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  static const bool avx512vnni = avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni") &&
+                                 __builtin_cpu_supports("avx512vbmi");
+#endif
   static const InstructionSet all[] = {
 #if defined(__x86_64__)
-      {"avx2", &lexibit::avx2_kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+      {"avx512vnni", &lexibit::avx2_kernels, &lexibit::avx512vnni_kernels, avx512vnni},
+      {"avx2", &lexibit::avx2_kernels, nullptr, avx2},
 #endif
-      {nullptr, nullptr, false},
+      {nullptr, nullptr, nullptr, false},
   };
   return all;
 }
@@ -45,6 +54,12 @@ PyObject* available(PyObject*, PyObject*) {
   return names;
 }
 
+PyObject* has_int8(PyObject*, PyObject* name) {
+  for (const InstructionSet* one = instruction_sets(); one->name; ++one)
+    if (PyUnicode_CompareWithASCIIString(name, one->name) == 0) return PyBool_FromLong(one->here && one->int8);
+  Py_RETURN_FALSE;
+}
+
 PyObject* parallel(PyObject*, PyObject*) { return PyBool_FromLong(lexibit::parallel_available()); }
 
 template <class T>
@@ -52,9 +67,9 @@ T* address(long long number) {
   return reinterpret_cast<T*>(static_cast<std::uintptr_t>(number));
 }
 
-const Kernels* kernels_named(const char* name) {
+const InstructionSet* set_named(const char* name) {
   for (const InstructionSet* one = instruction_sets(); one->name; ++one)
-    if (!std::strcmp(one->name, name) && one->here) return one->kernels;
+    if (!std::strcmp(one->name, name) && one->here) return one;
   PyErr_Format(PyExc_ValueError, "no kernels for %s here", name);
   return nullptr;
 }
@@ -101,9 +116,9 @@ PyObject* decode(PyObject*, PyObject* arguments) {
   long long out;
   Weight weight;
   if (!PyArg_ParseTuple(arguments, "siO!L", &name, &threads, &PyTuple_Type, &tuple, &out)) return nullptr;
-  const Kernels* kernels = kernels_named(name);
-  if (!kernels || !weight_of(tuple, weight)) return nullptr;
-  return unlocked([&] { kernels->decode(weight, address<float>(out), threads); });
+  const InstructionSet* set = set_named(name);
+  if (!set || !weight_of(tuple, weight)) return nullptr;
+  return unlocked([&] { set->float32->decode(weight, address<float>(out), threads); });
 }
 
 PyObject* embedding(PyObject*, PyObject* arguments) {
@@ -113,10 +128,10 @@ PyObject* embedding(PyObject*, PyObject* arguments) {
   long long ids, count, out;
   Weight weight;
   if (!PyArg_ParseTuple(arguments, "siO!LLL", &name, &threads, &PyTuple_Type, &tuple, &ids, &count, &out)) return nullptr;
-  const Kernels* kernels = kernels_named(name);
-  if (!kernels || !weight_of(tuple, weight)) return nullptr;
+  const InstructionSet* set = set_named(name);
+  if (!set || !weight_of(tuple, weight)) return nullptr;
   return unlocked([&] {
-    kernels->embedding(weight, address<std::int64_t>(ids), count, address<float>(out), threads);
+    set->float32->embedding(weight, address<std::int64_t>(ids), count, address<float>(out), threads);
   });
 }
 
@@ -129,19 +144,39 @@ PyObject* linear(PyObject*, PyObject* arguments) {
   if (!PyArg_ParseTuple(arguments, "siO!LLLLp", &name, &threads, &PyTuple_Type, &tuple, &x, &tokens, &bias, &out,
                         &transposed))
     return nullptr;
-  const Kernels* kernels = kernels_named(name);
-  if (!kernels || !weight_of(tuple, weight)) return nullptr;
+  const InstructionSet* set = set_named(name);
+  if (!set || !weight_of(tuple, weight)) return nullptr;
   return unlocked([&] {
-    kernels->linear(weight, address<float>(x), tokens, address<float>(bias), address<float>(out), transposed, threads);
+    set->float32->linear(weight, address<float>(x), tokens, address<float>(bias), address<float>(out), transposed, threads);
+  });
+}
+
+PyObject* linear_int8(PyObject*, PyObject* arguments) {
+  const char* name;
+  int threads, activation;
+  PyObject* tuple;
+  long long x, tokens, bias, out;
+  Weight weight;
+  if (!PyArg_ParseTuple(arguments, "siO!LLLiL", &name, &threads, &PyTuple_Type, &tuple, &x, &tokens, &bias, &activation,
+                        &out))
+    return nullptr;
+  const InstructionSet* set = set_named(name);
+  if (!set || !weight_of(tuple, weight)) return nullptr;
+  if (!set->int8) return PyErr_Format(PyExc_ValueError, "%s has no kernels for int8", name);
+  return unlocked([&] {
+    set->int8->linear(weight, address<float>(x), tokens, address<float>(bias), static_cast<Activation>(activation),
+                      address<float>(out), threads);
   });
 }
 
 PyMethodDef methods[] = {
     {"available", available, METH_NOARGS, "The instruction sets of this CPU that there are kernels for."},
+    {"has_int8", has_int8, METH_O, "Whether an instruction set of this CPU has kernels for int8."},
     {"parallel", parallel, METH_NOARGS, "Whether torch's threads can be used."},
     {"decode", decode, METH_VARARGS, "(name, threads, weight, out)"},
     {"embedding", embedding, METH_VARARGS, "(name, threads, weight, ids, count, out)"},
     {"linear", linear, METH_VARARGS, "(name, threads, weight, x, tokens, bias, out, transposed)"},
+    {"linear_int8", linear_int8, METH_VARARGS, "(name, threads, weight, x, tokens, bias, activation, out)"},
     {nullptr, nullptr, 0, nullptr},
 };
 

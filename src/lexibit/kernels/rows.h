@@ -13,6 +13,26 @@
 namespace lexibit {
 namespace {
 
+template <int value>
+struct Constant {
+  static constexpr int get = value;
+};
+
+// Calls use with a number of bits as a constant.
+template <class Use>
+void with_bits(int bits, Use&& use) {
+  switch (bits) {
+    case 1: return use(Constant<1>());
+    case 2: return use(Constant<2>());
+    case 3: return use(Constant<3>());
+    case 4: return use(Constant<4>());
+    case 5: return use(Constant<5>());
+    case 6: return use(Constant<6>());
+    case 7: return use(Constant<7>());
+    case 8: return use(Constant<8>());
+  }
+}
+
 // Memory of one thread, kept from use to use. What it holds is lost when it grows.
 template <class T>
 class Buffer {
@@ -150,7 +170,7 @@ class ExtraRows {
 };
 
 // Sets to zero what a mask says, in the columns from `begin` to `end` of a row.
-void apply_mask(const Weight& weight, std::int64_t row, std::int64_t begin, std::int64_t end, float* out) {
+inline void apply_mask(const Weight& weight, std::int64_t row, std::int64_t begin, std::int64_t end, float* out) {
   for (std::int64_t column = begin; column < end; ++column) {
     const std::int64_t bit = row * weight.own_columns() + column;
     if (weight.mask[bit / 8] >> (bit % 8) & 1) out[column - begin] = 0.0f;

@@ -26,8 +26,8 @@ struct Weight {
   std::int64_t group(std::int64_t row, std::int64_t run) const { return row / block_rows * runs() + run; }
 };
 
-// What one instruction set can do. Rows and columns are the weight's own; everything is float32, row after row.
-struct Kernels {
+// What one instruction set can do in float32. Rows and columns are the weight's own; all is row after row.
+struct Float32Kernels {
   // The weight.
   void (*decode)(const Weight&, float* out, int threads);
   // Some rows of it.
@@ -37,6 +37,18 @@ struct Kernels {
                  bool transposed, int threads);
 };
 
-extern const Kernels avx2_kernels;
+// What follows a product.
+enum class Activation : int { none, gelu, gelu_tanh };
+
+// What one instruction set can do with tokens and levels rounded to 8 bits, of a weight that is what its codes say
+// and no more: without extra rows or columns and without a mask, its runs of columns multiples of 64 or whole rows.
+struct Int8Kernels {
+  // activation(x @ W.T + bias); bias may be null. x and out are float32.
+  void (*linear)(const Weight&, const float* x, std::int64_t tokens, const float* bias, Activation, float* out,
+                 int threads);
+};
+
+extern const Float32Kernels avx2_kernels;
+extern const Int8Kernels avx512vnni_kernels;
 
 }  // namespace lexibit

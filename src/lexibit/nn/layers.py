@@ -16,10 +16,11 @@ class QuantizedLinear(Quantized, nn.Linear):
     """``nn.Linear`` from codes."""
 
     weight_codebook: CodebookWeight
+    activation: str = "none"  # what follows at once: lexibit.optimize sets it
 
     def forward(self, input: Tensor) -> Tensor:
         """``input @ W.T + bias``."""
-        return self.weight_codebook.linear(input, self.bias)
+        return self.weight_codebook.linear(input, self.bias, activation=self.activation)
 
 
 class QuantizedConv1D(Quantized, Conv1D):

@@ -15,10 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lexibit.errors import LexibitError
 from lexibit.groups import matrix_shape
 from lexibit.ops import native, reference
 from lexibit.ops.native import kernels as kernels
+from lexibit.ops.reference import ACTIVATIONS as ACTIVATIONS
 from lexibit.ops.reference import Stored
+
+COMPUTE = ("float32", "int8")
+"""What products may be computed with."""
 
 # a weight in an operator's schema, as Stored has it
 _WEIGHT = (
@@ -67,6 +72,30 @@ linear_op = torch.library.custom_op(
 def _(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     *stored, transposed = weight
     return x.new_empty((*x.shape[:-1], Stored(*stored).shape[1 if transposed else 0]))
+
+
+def _linear_int8(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
+    """``activation(x @ W.T + bias)``, with tokens and levels rounded to 8 bits."""
+    *parts, activation = weight
+    stored = Stored(*parts)
+    if native.takes_int8(stored, x, bias):
+        return native.linear_int8(x, stored, bias, activation)
+    with torch.autocast(x.device.type, enabled=False):
+        return reference.linear_int8(x, stored, bias, activation)
+
+
+linear_int8_op = torch.library.custom_op(
+    "lexibit::linear_int8",
+    _linear_int8,
+    mutates_args=(),
+    schema=f"(Tensor x, Tensor? bias, {_WEIGHT}, str activation) -> Tensor",
+)
+
+
+@linear_int8_op.register_fake
+def _(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
+    *stored, _activation = weight
+    return x.new_empty((*x.shape[:-1], Stored(*stored).shape[0]))
 
 
 def _embedding(ids: Tensor, *weight: Any) -> Tensor:
@@ -161,9 +190,17 @@ def _linear_backward(ctx, grad):  # type: ignore[no-untyped-def]
     return grad_x, grad_bias, *_of_weight(ctx, 2, of_weight), None
 
 
+def _linear_int8_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    raise LexibitError(
+        "products in int8 have no gradient: train with lexibit.optimize(model, compute='float32'), or "
+        "evaluate under torch.inference_mode()"
+    )
+
+
 decode_op.register_autograd(_decode_backward, setup_context=_setup_decode)
 embedding_op.register_autograd(_embedding_backward, setup_context=_setup_embedding)
 linear_op.register_autograd(_linear_backward, setup_context=_setup_linear)
+linear_int8_op.register_autograd(_linear_int8_backward)
 
 # What callers use. Where nobody follows what an operator does, it is done at once: a small product takes less
 # time than an operator's way through PyTorch.
@@ -178,6 +215,12 @@ def decode(*weight: Any) -> Tensor:
 def linear(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     """:func:`linear_op`."""
     do: Callable[..., Tensor] = _linear if _direct(x, bias, weight[_LEVELS]) else linear_op
+    return do(x, bias, *weight)
+
+
+def linear_int8(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
+    """:func:`linear_int8_op`."""
+    do: Callable[..., Tensor] = _linear_int8 if _direct(x, bias, weight[_LEVELS]) else linear_int8_op
     return do(x, bias, *weight)
 
 

@@ -36,7 +36,11 @@ DTYPES = (torch.float32,)
 
 _DTYPES = ((torch.uint8,), DTYPES, (torch.int32,), (torch.uint8,))  # of a weight's parts
 _FORMS = {form.value: number for number, form in enumerate(LevelForm)}
-_SMALL = 1 << 15  # multiplications, or numbers, for which a second thread is not worth its start
+_ACTIVATIONS = {name: number for number, name in enumerate(reference.ACTIVATIONS)}
+_INT8_RUN = 64  # columns with the same levels, that the int8 kernels multiply in one go
+# multiplications, or numbers, for which a second thread is not worth its start; in int8 they take less time
+_SMALL = 1 << 15
+_SMALL_INT8 = 1 << 21
 
 _logger = logging.getLogger("lexibit")
 _state = threading.local()
@@ -115,6 +119,36 @@ def takes(weight: Stored, *inputs: Tensor | None) -> bool:
     return True
 
 
+def takes_int8(weight: Stored, *inputs: Tensor | None) -> bool:
+    """Whether the kernels compute with this weight and these inputs in int8."""
+    if not (takes(weight, *inputs) and has_int8()):
+        return False
+    columns = matrix_shape(tuple(weight.shape))[1]
+    return not why_not_int8(columns, weight.block[1], tuple(weight.extra), weight.mask is not None)
+
+
+def has_int8() -> bool:
+    """Whether the chosen kernels compute in int8 too."""
+    return _has_int8(chosen().name)
+
+
+@cache
+def _has_int8(name: str) -> bool:
+    return name != REFERENCE and bool(_kernels.has_int8(name))
+
+
+@lru_cache(maxsize=4096)
+def why_not_int8(columns: int, run: int, extra: tuple[int, ...], masked: bool) -> str:
+    """Why no kernel computes in int8 with a weight of so many columns and columns a group; or nothing."""
+    if any(extra):
+        return "it has extra rows or columns"
+    if masked:
+        return "a mask says which of its weights are zero"
+    if run < columns and run % _INT8_RUN:
+        return f"its groups are runs of {run} columns, no multiple of {_INT8_RUN}"
+    return ""
+
+
 def decode(weight: Stored) -> Tensor:
     """As :func:`lexibit.ops.reference.decode`, to the last bit."""
     out = weight.levels.new_empty(weight.shape)
@@ -158,9 +192,31 @@ def linear(x: Tensor, weight: Stored, bias: Tensor | None, transposed: bool) -> 
     return out
 
 
-def _threads(work: int) -> int:
+def linear_int8(x: Tensor, weight: Stored, bias: Tensor | None, activation: str) -> Tensor:
+    """As :func:`lexibit.ops.reference.linear_int8`, but for the order of additions."""
+    rows, columns = matrix_shape(tuple(weight.shape))
+    if x.shape[-1:] != (columns,) or (bias is not None and bias.shape != (rows,)) or not rows * columns:
+        return reference.linear_int8(x, weight, bias, activation)
+    flat = x.reshape(prod(x.shape[:-1]), columns).contiguous()
+    bias = None if bias is None else bias.contiguous()
+    out = x.new_empty(*x.shape[:-1], rows)
+    name, arguments, _parts = _weight(weight)
+    _kernels.linear_int8(
+        name,
+        _threads(flat.shape[0] * rows * columns, _SMALL_INT8),
+        arguments,
+        flat.data_ptr(),
+        flat.shape[0],
+        0 if bias is None else bias.data_ptr(),
+        _ACTIVATIONS[activation],
+        out.data_ptr(),
+    )
+    return out
+
+
+def _threads(work: int, small: int = _SMALL) -> int:
     """One, or as many as torch uses: for every change of their number its pool ends and starts threads."""
-    return 1 if work < _SMALL else torch.get_num_threads()
+    return 1 if work < small else torch.get_num_threads()
 
 
 def _weight(weight: Stored) -> tuple[str, tuple[int, ...], list[Tensor | None]]:

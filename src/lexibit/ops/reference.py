@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -116,6 +116,51 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> 
     flat = x.reshape(-1, x.shape[-1])
     out = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
     return out.view(*x.shape[:-1], weight.shape[1])
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+"""What may follow a product at once."""
+
+# What a token's greatest magnitude counts as at least: the inverse of a smaller one would be infinite.
+_LEAST = 2.0**-100
+
+
+def linear_int8(x: Tensor, weight: Stored, bias: Tensor | None, activation: str) -> Tensor:
+    """``activation(x @ W.T + bias)`` with the tokens and the levels rounded to 8 bits, float32.
+
+    We chose: a token's numbers become multiples of 1/127 of its greatest magnitude, a group's levels go in
+    255 equal steps from its least to its greatest; both are rounded to the nearest, and whole numbers are
+    added up. A token with a number that is not finite gives NaN, and so does a row with such a level.
+    """
+    rounded, scale = rounded_tokens(x)
+    levels = rounded_levels(weight.table())
+    decoded = decode(weight._replace(levels=levels, form=LevelForm.TABLE.value))
+    product = linear(rounded, decoded, None, False) * scale
+    return ACTIVATIONS[activation](product if bias is None else product + bias)
+
+
+def rounded_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers from -127 to 127, like ``x``, and what they are to be multiplied with: ``[..., 1]``."""
+    if not x.shape[-1]:
+        return x, x.new_zeros(*x.shape[:-1], 1)
+    most = x.abs().amax(-1, keepdim=True).clamp(min=_LEAST)
+    finite = most.isfinite()
+    # a plain number over a tensor would be its inverse times the number, and rounded twice
+    rounded = (x * (x.new_tensor(127.0) / most)).round().where(finite, 0.0)
+    return rounded, (most / 127.0).where(finite, torch.nan)
+
+
+def rounded_levels(table: Tensor) -> Tensor:
+    """The levels of each group, one of 256 evenly spaced numbers each: ``[groups, 2**bits]``."""
+    low, high = table.aminmax(dim=-1, keepdim=True)
+    extent = high - low
+    inverse = (table.new_tensor(255.0) / extent).where(extent > _LEAST, 0.0)
+    levels = low + ((table - low) * inverse).round() * (extent / 255.0)
+    return levels.where(table.isfinite().all(-1, keepdim=True), torch.nan)
 
 
 def embedding(ids: Tensor, weight: Stored) -> Tensor:

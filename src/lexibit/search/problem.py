@@ -14,6 +14,7 @@ from lexibit.config import LexibitConfig, Recipe
 from lexibit.errors import LexibitError
 from lexibit.importance import Magnitude
 from lexibit.nn import codebooks
+from lexibit.optimize import optimize
 from lexibit.plan import Plan, PlannedWeight
 from lexibit.search.codes import Codes
 from lexibit.search.layers import Layer, blocks, layers
@@ -46,6 +47,7 @@ class Problem:
         config: how it is quantized, without importances.
         objective: measures a model, less is better, by the same calls of it in the same order every time.
         reuse: whether codes, and what unchanged layers give, are kept. Values are the same without.
+        compute: what products with weights in codes are computed with (see :func:`lexibit.optimize`).
 
     Attributes:
         layers: in the order in which they run, as far as that was seen, or else the model's own.
@@ -62,6 +64,7 @@ class Problem:
         objective: Callable[[PreTrainedModel], float],
         *,
         reuse: bool = True,
+        compute: str = "float32",
     ) -> None:
         if codebooks(model):
             raise LexibitError("the model is quantized already: give the float model")
@@ -74,6 +77,7 @@ class Problem:
                 "what is searched: leave it out"
             )
         self.model, self.config, self._objective, self._reuse = model, config, objective, reuse
+        self._compute = compute
         row = [module for _, module in blocks(model)] if reuse else []
         users = {use.module for weight in plan.weights for use in weight.uses}
         values: list[float] = []
@@ -134,7 +138,14 @@ class Problem:
             if layer.name in settings or not only
         ]
         with self._codes.installed(wanted):
-            yield
+            if not wanted:
+                yield
+                return
+            optimize(self.model, self._compute)
+            try:
+                yield
+            finally:
+                optimize(self.model, "float32")
 
     def _in_front(self, first: int, settings: Assignment, only: bool) -> dict[str, Setting | None]:
         """The settings of what runs in front of a block; None for full precision."""

@@ -1,0 +1,267 @@
+"""Products in 8-bit whole numbers: the reference against its definition, the kernels against exact sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lexibit import CodebookWeight, LexibitError, ops
+from lexibit.groups import Groups
+from lexibit.levels import LevelForm
+from lexibit.ops import native, reference
+from lexibit.ops.reference import ACTIVATIONS, Stored
+from lexibit.packing import pack
+
+Make = Callable[..., CodebookWeight]
+KERNELS = [name for name in native.available() if native._has_int8(name)]
+needs_kernels = pytest.mark.skipif(not KERNELS, reason="no kernels for int8 on this CPU")
+
+
+@pytest.fixture(params=KERNELS or ["reference"], autouse=True)
+def _kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    with ops.kernels(request.param):
+        yield
+
+
+def stored(weight: CodebookWeight) -> Stored:
+    return Stored(*weight._stored())
+
+
+def exact(x: Tensor, weight: Stored, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The product of the rounded numbers in float64, and the sum of the magnitudes that went into it."""
+    rounded, scale = reference.rounded_tokens(x)
+    table = reference.rounded_levels(weight.table())
+    levels = weight._replace(levels=table, form=LevelForm.TABLE.value)
+    decoded, whole = reference.decode(levels).double(), rounded.double()
+    added = torch.zeros(1) if bias is None else bias.double()
+    size = (whole.abs().sum(-1, keepdim=True) * table.double().abs().max()) * scale + added.abs()
+    return whole @ decoded.t() * scale.double() + added, size
+
+
+def test_tokens_become_multiples_of_a_127th_of_their_greatest_magnitude() -> None:
+    x = torch.tensor([[0.5, -1.0, 0.26], [0.0, 0.0, 0.0], [1e-38, 0.0, -1e-38], [3e38, -1e38, 0.0]])
+    rounded, scale = reference.rounded_tokens(x)
+    np.testing.assert_array_equal(rounded[0], np.round(x[0].numpy() * 127))
+    assert rounded[1:3].abs().sum() == 0
+    assert rounded[3].tolist() == [127.0, -42.0, 0.0]
+    assert ((rounded * scale - x).abs() <= scale * 0.5001).all()
+
+
+def test_levels_go_in_255_steps_from_the_least_to_the_greatest() -> None:
+    table = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    rounded = reference.rounded_levels(table)
+    step = (table.amax(1) - table.amin(1)) / 255
+    assert ((rounded - table).abs() <= 0.5001 * step[:, None]).all()
+    assert not torch.equal(rounded, table)
+    torch.testing.assert_close(rounded.aminmax(dim=1), table.aminmax(dim=1))
+    assert torch.equal(reference.rounded_levels(torch.full((1, 4), 0.3)), torch.full((1, 4), 0.3))
+
+
+@st.composite
+def products(draw: st.DrawFn) -> tuple[Tensor, Stored, Tensor | None]:
+    """Any product that the kernels take."""
+    rows = draw(st.integers(1, 140))
+    columns = draw(st.integers(1, 200) | st.sampled_from([64, 128, 256]))
+    bits, form = draw(st.integers(1, 8)), draw(st.sampled_from(list(LevelForm)))
+    spelling = draw(st.sampled_from(["matrix", "row", "rows:3", "blocks:4", "columns:64", "columns:128"]))
+    groups = Groups.parse(spelling, (rows, columns))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1 << 30)))
+    codes = torch.randint(1 << bits, (rows, columns), generator=generator, dtype=torch.uint8)
+    levels = torch.randn(groups.count, form.width(bits), generator=generator)
+    layout = [rows, columns], bits, list(groups.block), form.value, [0, 0]
+    weight = Stored(pack(codes, bits), levels, None, None, *layout)
+    tokens = draw(st.sampled_from([0, *range(1, 20), 31]))
+    x = torch.randn(tokens, columns, generator=generator)
+    return x, weight, torch.randn(rows, generator=generator) if draw(st.booleans()) else None
+
+
+@settings(max_examples=300, deadline=None)
+@given(products(), st.sampled_from(list(ACTIVATIONS)))
+def test_a_product_is_the_exact_sum_of_the_rounded_numbers(
+    given: tuple[Tensor, Stored, Tensor | None], activation: str
+) -> None:
+    x, weight, bias = given
+    assert native.takes_int8(weight, x, bias) == bool(KERNELS)
+    found = ops.linear_int8(x, bias, *weight, "none")
+    assert found.shape == (len(x), weight.shape[0])
+    expected, size = exact(x, weight, bias)
+    assert ((found - expected).abs() <= 1e-6 * size + 1e-30).all()
+    followed = ops.linear_int8(x, bias, *weight, activation)
+    exactly = ACTIVATIONS[activation](found.double())
+    assert ((followed - exactly).abs() <= (4e-7 if KERNELS else 2e-6) * found.abs() + 1e-30).all()
+    by_reference = reference.linear_int8(x, weight, bias, activation)
+    assert ((by_reference - followed).abs() <= 1e-5 * size + 1e-6).all()
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_activations_are_right_everywhere(activation: str) -> None:
+    weight = Stored(
+        torch.tensor([0b01], dtype=torch.uint8),
+        torch.tensor([[0.0, 1.0]]),
+        None,
+        None,
+        [1, 1],
+        1,
+        [1, 1],
+        "table",
+        [0, 0],
+    )
+    points = torch.cat([torch.linspace(-30, 30, 4001), torch.tensor([-1e30, 1e30, 1e-30, 0.0])])[:, None]
+    found = ops.linear_int8(points, None, *weight, activation)
+    # the token's only number is its greatest, and so exact but for the rounding of a float
+    expected = ACTIVATIONS[activation](points.double())
+    assert ((found - expected).abs() <= 3e-7 * points.abs() + 1e-30).all()
+
+
+@pytest.mark.parametrize("columns", [200, 256])
+@pytest.mark.parametrize("groups", ["matrix", "row", "columns:64"])
+def test_a_token_is_the_same_in_every_batch_and_on_any_number_of_threads(
+    random_weight: Make, groups: str, columns: int
+) -> None:
+    weight = random_weight((3000, columns), 3, groups, "table")
+    weight.compute = "int8"
+    x = torch.randn(29, columns)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 8):
+            torch.set_num_threads(threads)
+            results.append(weight.linear(x))
+            if KERNELS:
+                for count in (1, 2, 3, 4, 7, 8, 9, 13):
+                    assert torch.equal(weight.linear(x[5 : 5 + count]), results[0][5 : 5 + count])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, results[0]) for one in results)
+
+
+def test_inputs_of_any_shape_memory_and_dtype(random_weight: Make) -> None:
+    weight = random_weight((70, 110), 3, "row")
+    weight.compute = "int8"
+    for x in (
+        torch.randn(110),
+        torch.randn(0, 110),
+        torch.randn(2, 0, 110),
+        torch.randn(110, 3).t(),
+        torch.randn(3, 12, 110).transpose(0, 1),
+        torch.randn(3, 220)[:, ::2],
+        torch.randn(2, 110, dtype=torch.bfloat16),
+    ):
+        bias = torch.randn(140)[::2]
+        found = weight.linear(x, bias)
+        assert found.shape == (*x.shape[:-1], 70)
+        assert found.dtype == x.dtype
+        expected, size = exact(x.float(), stored(weight), bias)
+        tolerance = 1e-6 if x.dtype == torch.float32 else 1e-2
+        assert ((found - expected).abs() <= tolerance * size).all()
+
+
+@pytest.mark.parametrize("tokens", [2, 12])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_bad_number_makes_its_token_nan_and_no_other(random_weight: Make, tokens: int, bad: float) -> None:
+    weight = random_weight((70, 110), 3, "row")
+    weight.compute = "int8"
+    x = torch.randn(tokens, 110)
+    good = weight.linear(x)
+    x[1, 105] = bad
+    found = weight.linear(x)
+    assert found[1].isnan().all()
+    assert torch.equal(found[::2], good[::2])
+
+
+@pytest.mark.parametrize("tokens", [2, 12])
+def test_a_bad_level_makes_its_row_nan_and_no_other(random_weight: Make, tokens: int) -> None:
+    weight = random_weight((70, 110), 5, "row")
+    weight.compute = "int8"
+    x = torch.randn(tokens, 110)
+    good = weight.linear(x)
+    weight.levels[3, 20], weight.levels[65, 0] = float("nan"), float("inf")
+    found = weight.linear(x)
+    rows = torch.tensor([3, 65])
+    assert found[:, rows].isnan().all()
+    found[:, rows] = good[:, rows]
+    assert torch.equal(found, good)
+
+
+def test_very_long_rows_do_not_overflow() -> None:
+    columns = 70_000
+    codes = pack(torch.ones(1, columns, dtype=torch.uint8), 1)
+    weight = Stored(
+        codes, torch.tensor([[-1.0, 1.0]]), None, None, [1, columns], 1, [1, columns], "table", [0, 0]
+    )
+    for tokens in (1, 9):
+        found = ops.linear_int8(torch.ones(tokens, columns), None, *weight, "none")
+        torch.testing.assert_close(found, torch.full((tokens, 1), float(columns)))
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (8, 0), (0, 0)])
+def test_weights_without_a_row_or_a_column(random_weight: Make, shape: tuple[int, int]) -> None:
+    weight = random_weight(shape, 3, "row")
+    weight.compute = "int8"
+    bias = torch.randn(shape[0])
+    assert torch.equal(weight.linear(torch.randn(2, shape[1]), bias), bias.expand(2, -1))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("groups", "corrections", "why"),
+    [
+        ("row", {"extra": (0, 5)}, "extra rows or columns"),
+        ("row", {"extra": (5, 0)}, "extra rows or columns"),
+        ("row", {"mask": True}, "a mask"),
+        ("columns:20", {}, "runs of 20 columns, no multiple of 64"),
+    ],
+    ids=str,
+)
+def test_what_no_kernel_takes_the_reference_does(
+    random_weight: Make, groups: str, corrections: dict[str, object], why: str
+) -> None:
+    weight = random_weight((30, 100), 3, groups, "table", **corrections)
+    spec = weight.spec
+    assert why in native.why_not_int8(100, spec.block[1], spec.extra, spec.mask)
+    x = torch.randn(3, 100)
+    assert not native.takes_int8(stored(weight), x)
+    weight.compute = "int8"
+    float_product = x @ weight.decode().t()
+    found = weight.linear(x)
+    assert not torch.equal(found, float_product)
+    assert torch.nn.functional.cosine_similarity(found, float_product).min() > 0.999
+
+
+def test_wrong_inputs_are_told(random_weight: Make) -> None:
+    weight = random_weight((7, 11), 3, "row")
+    weight.compute = "int8"
+    with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied|size mismatch"):
+        weight.linear(torch.randn(2, 12))
+    with pytest.raises(RuntimeError):
+        weight.linear(torch.randn(2, 11), torch.randn(8))
+
+
+def test_there_is_no_gradient_and_it_is_said(random_weight: Make) -> None:
+    weight = random_weight((7, 11), 3, "row")
+    weight.compute = "int8"
+    x = torch.randn(2, 11, requires_grad=True)
+    with pytest.raises(LexibitError, match=r"no gradient.*compute='float32'"):
+        weight.linear(x).sum().backward()
+
+
+def test_a_compiler_may_follow(random_weight: Make) -> None:
+    weight = random_weight((7, 11), 3, "row")
+    weight.compute = "int8"
+    compiled = torch.compile(lambda x: weight.linear(x).relu(), backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 11)
+    assert torch.equal(compiled(x), weight.linear(x).relu())
+
+
+@needs_kernels
+def test_the_kernels_without_int8_say_so() -> None:
+    for name in native.available():
+        with ops.kernels(name):
+            assert native.has_int8() == (name in KERNELS)
+    assert not native._has_int8("reference")
