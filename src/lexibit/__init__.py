@@ -1,6 +1,7 @@
 """lexibit: pre-trained language models in one to eight bits."""
 
 from lexibit import evaluation, importance, models, tuning
+from lexibit.benchmark import bench
 from lexibit.checkpoint import load, save
 from lexibit.comparison import compare_schemes
 from lexibit.config import LexibitConfig, Recipe
@@ -25,6 +26,7 @@ __all__ = [
     "Plan",
     "Recipe",
     "Reference",
+    "bench",
     "compare_schemes",
     "dequantize",
     "evaluation",

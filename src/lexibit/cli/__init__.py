@@ -11,6 +11,7 @@ from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
 
 from lexibit import __version__
+from lexibit.cli.bench import bench
 from lexibit.cli.compare import compare
 from lexibit.cli.compare_schemes import compare_schemes
 from lexibit.cli.demo import demo
@@ -64,6 +65,7 @@ for command in (
     evaluate,
     finetune,
     tune,
+    bench,
     demo,
     info,
 ):
