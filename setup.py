@@ -13,7 +13,7 @@ KERNELS = Path("src/lexibit/kernels")
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 # products are rounded before they are added, as PyTorch does: levels have the same bits
 FLAGS = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
-# for files that are only run where the CPU has these
+# for files whose names begin so, which are only run where the CPU has these
 INSTRUCTION_SETS = (
     {
         "avx2": ["-mavx2", "-mfma"],
@@ -38,7 +38,14 @@ class Build(build_ext):
         def for_its_set(
             obj: str, src: str, suffix: str, cc_args: Any, extra: list[str], pp_opts: Any
         ) -> None:
-            plain(obj, src, suffix, cc_args, extra + INSTRUCTION_SETS.get(Path(src).stem, []), pp_opts)
+            plain(
+                obj,
+                src,
+                suffix,
+                cc_args,
+                extra + INSTRUCTION_SETS.get(Path(src).stem.split("_")[0], []),
+                pp_opts,
+            )
 
         self.compiler._compile = for_its_set
         try:

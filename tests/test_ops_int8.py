@@ -30,7 +30,7 @@ def _kernels(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def stored(weight: CodebookWeight) -> Stored:
-    return Stored(*weight._stored())
+    return weight.stored()
 
 
 def exact(x: Tensor, weight: Stored, bias: Tensor | None) -> tuple[Tensor, Tensor]:

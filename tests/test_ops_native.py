@@ -112,7 +112,7 @@ def test_a_token_is_the_same_in_every_batch_and_on_any_number_of_threads(
 
 def test_inputs_of_any_shape_and_memory(random_weight: Make) -> None:
     weight = random_weight((7, 11), 3, "row")
-    decoded = reference.decode(Stored(*weight._stored()))
+    decoded = reference.decode(weight.stored())
     for x in (
         torch.randn(11),
         torch.randn(0, 11),
@@ -163,7 +163,7 @@ def test_a_level_that_no_code_names_counts_for_nothing(random_weight: Make, toke
 
 def test_other_dtypes_take_the_reference(random_weight: Make) -> None:
     weight = random_weight((7, 11)).to(torch.bfloat16)
-    stored = Stored(*weight._stored())
+    stored = weight.stored()
     assert not native.takes(stored)
     x = torch.randn(2, 11, dtype=torch.bfloat16)
     assert torch.equal(weight.linear(x), x @ reference.decode(stored).t())
@@ -180,7 +180,7 @@ def test_wrong_inputs_are_told_and_nothing_is_read_behind_the_end(random_weight:
         weight.embedding(torch.tensor([7]))
     with pytest.raises(TypeError, match="int64 or int32"):
         weight.embedding(torch.tensor([1.0]))
-    stored = Stored(*weight._stored())
+    stored = weight.stored()
     with pytest.raises(ValueError, match="its layout asks for"):
         native.decode(stored._replace(codes=stored.codes[:-1]))
     assert stored.origins is not None

@@ -29,3 +29,19 @@ def linear_int8(
     out: int,
     /,
 ) -> None: ...
+def encoder_layer(
+    name: str,
+    threads: int,
+    linears: tuple[tuple[tuple[int, ...], int], ...],
+    norms: tuple[tuple[int, int, float], ...],
+    heads: int,
+    scaling: float,
+    activation: int,
+    x: int,
+    texts: int,
+    length: int,
+    mask: int,
+    mask_rows: int,
+    out: int,
+    /,
+) -> None: ...

@@ -11,6 +11,7 @@ from transformers import activations
 from lexibit.errors import LexibitError, unknown
 from lexibit.groups import matrix_shape
 from lexibit.nn import Quantized, QuantizedConv1D, QuantizedEmbedding, QuantizedLinear, codebooks
+from lexibit.nn.encoder import fuse, unfuse
 from lexibit.ops import COMPUTE, native
 from lexibit.weight import CodebookWeight
 
@@ -82,8 +83,10 @@ def optimize(model: nn.Module, compute: str = "int8") -> dict[str, str]:
             left[name] = why
         else:
             weight.compute = compute
-    for module in model.modules():
+    for module in list(model.modules()):
         _fuse(module)
+    for module in list(model.modules()):
+        fuse(module)
     if not native.has_int8():
         _logger.warning(
             "no kernels compute in int8 here (%s): PyTorch does, which is slower than float32",
@@ -126,6 +129,7 @@ def _undo(model: nn.Module, weights: dict[str, CodebookWeight]) -> None:
     for weight in weights.values():
         weight.__dict__.pop("compute", None)
     for module in list(model.modules()):
+        unfuse(module)
         if isinstance(module, QuantizedLinear):
             module.__dict__.pop("activation", None)
         for name, child in list(module._modules.items()):

@@ -14,6 +14,7 @@ from lexibit import ops
 from lexibit.errors import LexibitError
 from lexibit.groups import Groups, matrix_shape
 from lexibit.levels import LevelForm
+from lexibit.ops.reference import Stored
 from lexibit.packing import pack, packed_bytes, unpack
 
 # What may be stored of a weight: each part, and what its key has behind the weight's name.
@@ -218,7 +219,7 @@ class CodebookWeight(nn.Module):
 
         In a table a level stands for the weights that have its code; a scale stands for its whole group.
         """
-        counts = ops.members(*self._stored())
+        counts = ops.members(*self.stored())
         return counts if self.spec.form is LevelForm.TABLE else counts.sum(1, keepdim=True)
 
     def table(self) -> Tensor:
@@ -227,7 +228,7 @@ class CodebookWeight(nn.Module):
 
     def decode(self) -> Tensor:
         """The weight itself, ``shape`` in ``dtype``: a new tensor at every call."""
-        return ops.decode(*self._stored())
+        return ops.decode(*self.stored())
 
     def linear(
         self, x: Tensor, bias: Tensor | None = None, transposed: bool = False, activation: str = "none"
@@ -246,18 +247,18 @@ class CodebookWeight(nn.Module):
             x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
         if self.compute == "int8" and not transposed:
             bias = None if bias is None else bias.float()
-            return ops.linear_int8(x.float(), bias, *self._stored(), activation).to(x.dtype)
-        return ops.ACTIVATIONS[activation](ops.linear(x, bias, *self._stored(), transposed))
+            return ops.linear_int8(x.float(), bias, *self.stored(), activation).to(x.dtype)
+        return ops.ACTIVATIONS[activation](ops.linear(x, bias, *self.stored(), transposed))
 
     def embedding(self, ids: Tensor) -> Tensor:
         """The rows ``ids`` (any shape) of the weight: ``[*ids.shape, columns]``."""
-        return ops.embedding(ids, *self._stored())
+        return ops.embedding(ids, *self.stored())
 
-    def _stored(self) -> tuple[Any, ...]:
+    def stored(self) -> Stored:
         """What the operators take a weight as."""
         spec = self.spec
         layout = list(spec.shape), spec.bits, list(spec.block), spec.form.value, list(spec.extra)
-        return self.codes, self.levels, self.origins, self.mask, *layout
+        return Stored(self.codes, self.levels, self.origins, self.mask, *layout)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The stored tensors under the weight's name, levels in their stored dtype."""

@@ -169,6 +169,49 @@ PyObject* linear_int8(PyObject*, PyObject* arguments) {
   });
 }
 
+// A linear layer from (weight, bias).
+bool linear_of(PyObject* tuple, lexibit::Linear& linear) {
+  PyObject* weight;
+  long long bias;
+  if (!PyArg_ParseTuple(tuple, "O!L", &PyTuple_Type, &weight, &bias)) return false;
+  linear.bias = address<float>(bias);
+  return weight_of(weight, linear.weight);
+}
+
+// LayerNorm's weight, bias and epsilon.
+bool norm_of(PyObject* tuple, lexibit::Norm& norm) {
+  long long weight, bias;
+  if (!PyArg_ParseTuple(tuple, "LLf", &weight, &bias, &norm.epsilon)) return false;
+  norm.weight = address<float>(weight), norm.bias = address<float>(bias);
+  return true;
+}
+
+PyObject* encoder_layer(PyObject*, PyObject* arguments) {
+  const char* name;
+  int threads, activation;
+  PyObject *linears, *norms, *part[6], *norm[2];
+  long long heads, x, texts, length, mask, mask_rows, out;
+  lexibit::EncoderLayer layer;
+  if (!PyArg_ParseTuple(arguments, "siO!O!LfiLLLLLL", &name, &threads, &PyTuple_Type, &linears, &PyTuple_Type, &norms,
+                        &heads, &layer.scaling, &activation, &x, &texts, &length, &mask, &mask_rows, &out) ||
+      !PyArg_ParseTuple(linears, "O!O!O!O!O!O!", &PyTuple_Type, &part[0], &PyTuple_Type, &part[1], &PyTuple_Type, &part[2],
+                        &PyTuple_Type, &part[3], &PyTuple_Type, &part[4], &PyTuple_Type, &part[5]) ||
+      !PyArg_ParseTuple(norms, "O!O!", &PyTuple_Type, &norm[0], &PyTuple_Type, &norm[1]))
+    return nullptr;
+  lexibit::Linear* const layers[] = {&layer.query, &layer.key, &layer.value, &layer.output, &layer.up, &layer.down};
+  for (int i = 0; i < 6; ++i)
+    if (!linear_of(part[i], *layers[i])) return nullptr;
+  if (!norm_of(norm[0], layer.attention_norm) || !norm_of(norm[1], layer.norm)) return nullptr;
+  layer.heads = heads, layer.activation = static_cast<Activation>(activation);
+  const InstructionSet* set = set_named(name);
+  if (!set) return nullptr;
+  if (!set->int8) return PyErr_Format(PyExc_ValueError, "%s has no kernels for int8", name);
+  return unlocked([&] {
+    set->int8->encoder_layer(layer, address<float>(x), texts, length, address<float>(mask), mask_rows,
+                             address<float>(out), threads);
+  });
+}
+
 PyMethodDef methods[] = {
     {"available", available, METH_NOARGS, "The instruction sets of this CPU that there are kernels for."},
     {"has_int8", has_int8, METH_O, "Whether an instruction set of this CPU has kernels for int8."},
@@ -177,6 +220,8 @@ PyMethodDef methods[] = {
     {"embedding", embedding, METH_VARARGS, "(name, threads, weight, ids, count, out)"},
     {"linear", linear, METH_VARARGS, "(name, threads, weight, x, tokens, bias, out, transposed)"},
     {"linear_int8", linear_int8, METH_VARARGS, "(name, threads, weight, x, tokens, bias, activation, out)"},
+    {"encoder_layer", encoder_layer, METH_VARARGS,
+     "(name, threads, linears, norms, heads, scaling, activation, x, texts, length, mask, mask_rows, out)"},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -69,8 +69,11 @@ class Table {
  public:
   explicit Table(const Weight& weight) : weight_(weight) {}
 
+  // Whether a table stays where it is when the next one is asked for.
+  bool lasts() const { return weight_.form == Form::table && weight_.bits >= 3; }
+
   const float* of(std::int64_t group) {
-    if (weight_.form == Form::table && weight_.bits >= 3) return weight_.levels + (group << weight_.bits);
+    if (lasts()) return weight_.levels + (group << weight_.bits);
     if (group != group_) expand(group_ = group);
     return levels_;
   }

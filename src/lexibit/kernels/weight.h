@@ -40,15 +40,40 @@ struct Float32Kernels {
 // What follows a product.
 enum class Activation : int { none, gelu, gelu_tanh };
 
-// What one instruction set can do with tokens and levels rounded to 8 bits, of a weight that is what its codes say
-// and no more: without extra rows or columns and without a mask, its runs of columns multiples of 64 or whole rows.
+struct Linear {
+  Weight weight;
+  const float* bias;  // or null
+};
+
+struct Norm {
+  const float* weight;
+  const float* bias;
+  float epsilon;
+};
+
+// A layer of an encoder that norms after it adds: BERT's, RoBERTa's, DistilBERT's, ALBERT's.
+struct EncoderLayer {
+  Linear query, key, value, output, up, down;
+  Norm attention_norm, norm;
+  std::int64_t heads;  // each 16, 32, 48 or 64 wide
+  float scaling;       // of the scores
+  Activation activation;
+};
+
+// What one instruction set can do with tokens and levels rounded to 8 bits, of weights that are what their codes say
+// and no more: without extra rows or columns and without a mask, their runs of columns multiples of 64 or whole rows.
 struct Int8Kernels {
   // activation(x @ W.T + bias); bias may be null. x and out are float32.
   void (*linear)(const Weight&, const float* x, std::int64_t tokens, const float* bias, Activation, float* out,
                  int threads);
+  // x and out are [texts, length, columns]; the mask is [texts, mask_rows, length], added to the scores, or null.
+  void (*encoder_layer)(const EncoderLayer&, const float* x, std::int64_t texts, std::int64_t length, const float* mask,
+                        std::int64_t mask_rows, float* out, int threads);
 };
 
 extern const Float32Kernels avx2_kernels;
 extern const Int8Kernels avx512vnni_kernels;
+void avx512vnni_encoder_layer(const EncoderLayer&, const float*, std::int64_t, std::int64_t, const float*, std::int64_t,
+                              float*, int);
 
 }  // namespace lexibit

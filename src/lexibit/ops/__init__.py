@@ -208,29 +208,29 @@ linear_int8_op.register_autograd(_linear_int8_backward)
 
 def decode(*weight: Any) -> Tensor:
     """:func:`decode_op`."""
-    do: Callable[..., Tensor] = _decode if _direct(weight[_LEVELS]) else decode_op
+    do: Callable[..., Tensor] = _decode if direct(weight[_LEVELS]) else decode_op
     return do(*weight)
 
 
 def linear(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     """:func:`linear_op`."""
-    do: Callable[..., Tensor] = _linear if _direct(x, bias, weight[_LEVELS]) else linear_op
+    do: Callable[..., Tensor] = _linear if direct(x, bias, weight[_LEVELS]) else linear_op
     return do(x, bias, *weight)
 
 
 def linear_int8(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     """:func:`linear_int8_op`."""
-    do: Callable[..., Tensor] = _linear_int8 if _direct(x, bias, weight[_LEVELS]) else linear_int8_op
+    do: Callable[..., Tensor] = _linear_int8 if direct(x, bias, weight[_LEVELS]) else linear_int8_op
     return do(x, bias, *weight)
 
 
 def embedding(ids: Tensor, *weight: Any) -> Tensor:
     """:func:`embedding_op`."""
-    do: Callable[..., Tensor] = _embedding if _direct(ids, weight[_LEVELS]) else embedding_op
+    do: Callable[..., Tensor] = _embedding if direct(ids, weight[_LEVELS]) else embedding_op
     return do(ids, *weight)
 
 
-def _direct(*inputs: Tensor | None) -> bool:
+def direct(*inputs: Tensor | None) -> bool:
     """Whether nobody follows what is computed, as a gradient, a compiler, a tracer or a mode would."""
     if (
         torch.compiler.is_compiling()

@@ -214,6 +214,55 @@ def linear_int8(x: Tensor, weight: Stored, bias: Tensor | None, activation: str)
     return out
 
 
+def encoder_layer(
+    x: Tensor,
+    mask: Tensor | None,
+    linears: list[tuple[Stored, Tensor]],
+    norms: list[tuple[Tensor, Tensor, float]],
+    heads: int,
+    scaling: float,
+    activation: str,
+) -> Tensor:
+    """A layer of an encoder that norms after it adds, its products as :func:`linear_int8` does them.
+
+    Args:
+        x: ``[texts, tokens, columns]``.
+        mask: what is added to the scores, ``[texts, 1 or tokens, tokens]``; or None.
+        linears: weights and biases of query, key, value, output, and the feed-forward part's two.
+        norms: weights, biases and epsilons of the LayerNorms behind the attention and at the end.
+        heads: how many, each 16, 32, 48 or 64 wide.
+        scaling: what scores are multiplied with.
+        activation: between the feed-forward part's two.
+
+    Returns:
+        Like ``x``.
+    """
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    name = chosen().name
+    weights = [_weight(weight) for weight, _ in linears]
+    rows, columns = matrix_shape(tuple(linears[-1][0].shape))
+    _kernels.encoder_layer(
+        name,
+        _threads(x.shape[0] * x.shape[1] * rows * columns, _SMALL_INT8),
+        tuple(
+            (numbers, 0 if bias is None else bias.data_ptr())
+            for (_, numbers, _), (_, bias) in zip(weights, linears, strict=True)
+        ),
+        tuple((weight.data_ptr(), bias.data_ptr(), epsilon) for weight, bias, epsilon in norms),
+        heads,
+        scaling,
+        _ACTIVATIONS[activation],
+        x.data_ptr(),
+        x.shape[0],
+        x.shape[1],
+        0 if mask is None else mask.data_ptr(),
+        1 if mask is None else mask.shape[1],
+        out.data_ptr(),
+    )
+    return out
+
+
 def _threads(work: int, small: int = _SMALL) -> int:
     """One, or as many as torch uses: for every change of their number its pool ends and starts threads."""
     return 1 if work < small else torch.get_num_threads()

@@ -1,0 +1,556 @@
+// Products of 8-bit tokens with 8-bit levels, for AVX-512 with VNNI and VBMI: what the files share that are compiled
+// for these.
+//
+// Sixty-four codes of k bits fill 8 k bytes: one permutation brings each eight of them into a quadword, a
+// multishift takes every code to its byte, and a permutation of the table gives the levels. What is added up are
+// whole numbers: the same input gives the same bits, whatever the number of tokens or threads.
+#pragma once
+
+#if defined(__GNUC__) && !defined(__clang__)
+// of GCC's own headers: what they leave undefined is never looked at
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <immintrin.h>
+
+#include "parallel.h"
+#include "rows.h"
+
+namespace lexibit {
+namespace {
+
+constexpr std::int64_t wide = 64;  // codes that are decoded at once
+constexpr int offset = 128;        // levels stand as unsigned bytes, and mean what is left without this
+
+// A run of columns that is multiplied in one go: sums of fewer than 65,536 products of a byte with a byte fit 31 bits.
+constexpr std::int64_t longest = 1 << 16;
+
+struct Product {
+  const Weight& weight;
+  std::int64_t tokens;
+  const float* bias;
+  Activation activation;
+  float* out;
+  std::int64_t run_columns;  // of a run; all runs but the last are as wide
+  std::int64_t runs;
+  std::int64_t stride;  // of the rounded tokens, whole vectors
+  const std::int8_t* x;
+  const float* scale;          // of each token
+  const std::int32_t* sum;     // of each token's numbers in each run: [tokens, runs]
+  std::int64_t columns_of(std::int64_t run) const {
+    return std::min(run_columns, weight.columns - run * run_columns);
+  }
+};
+
+// Tokens rounded to bytes. ----------------------------------------------------------------------------------
+
+inline __mmask16 first_sixteen(std::int64_t count) {
+  return static_cast<__mmask16>(count >= 16 ? 0xFFFF : (1 << std::max<std::int64_t>(count, 0)) - 1);
+}
+
+// One token: its scale, and its numbers as multiples of it, padded with zeros. A token with a number that is not
+// finite has the scale NaN.
+inline void round_token(const float* x, std::int64_t columns, std::int64_t stride, std::int8_t* out, float& scale) {
+  __m512 most = _mm512_set1_ps(0x1p-100f);  // or the inverse of a very small one would be infinite
+  __mmask16 odd = 0;
+  for (std::int64_t i = 0; i < columns; i += 16) {
+    const __m512 value = _mm512_abs_ps(_mm512_maskz_loadu_ps(first_sixteen(columns - i), x + i));
+    odd |= _mm512_cmp_ps_mask(value, _mm512_set1_ps(__builtin_inff()), _CMP_NLT_UQ);
+    most = _mm512_max_ps(most, value);
+  }
+  const float largest = _mm512_reduce_max_ps(most);
+  scale = odd ? __builtin_nanf("") : largest / 127.0f;
+  const __m512 inverse = _mm512_set1_ps(odd ? 0.0f : 127.0f / largest);
+  for (std::int64_t i = 0; i < stride; i += 16) {
+    const __m512 value = _mm512_maskz_loadu_ps(first_sixteen(columns - i), x + i);
+    const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(value, inverse));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm512_cvtepi32_epi8(whole));
+  }
+}
+
+inline std::int32_t sum_of(const std::int8_t* x, std::int64_t count) {
+  __m512i total = _mm512_setzero_si512();
+  for (std::int64_t i = 0; i < count; i += wide) {
+    const __mmask64 some = count - i >= wide ? ~0ull : (1ull << (count - i)) - 1;
+    total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), _mm512_maskz_loadu_epi8(some, x + i));
+  }
+  return _mm512_reduce_add_epi32(total);
+}
+
+// Levels rounded to bytes. ----------------------------------------------------------------------------------
+
+// Sixteen vectors of sixteen numbers, the other way round.
+inline void transpose(__m512i (&row)[16]) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      row[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + 2 + j]);
+      row[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + 2 + j]);
+    }
+#pragma GCC unroll 2
+  for (int i = 0; i < 16; i += 8)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      t[i + j] = _mm512_shuffle_i32x4(row[i + j], row[i + 4 + j], 0x88);
+      t[i + 4 + j] = _mm512_shuffle_i32x4(row[i + j], row[i + 4 + j], 0xDD);
+    }
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) {
+    row[j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0x88);
+    row[8 + j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0xDD);
+  }
+}
+
+// Sixteen rows of a run: where their codes stand, and level = step * (byte - 128) + middle.
+template <int bits>
+struct Rows {
+  static constexpr int size = bits <= 3 ? 8 : 1 << bits;   // of a row's table of floats
+  static constexpr int bytes = size < 16 ? 16 : size;      // of bytes: eight levels stand twice
+  const std::uint8_t* at[16];
+  int shift[16];
+  alignas(64) float step[16];
+  alignas(64) float middle[16];
+  alignas(64) std::uint8_t level[16][bytes];
+};
+
+// Sixteen levels of each of sixteen rows, from a place in their tables on: a vector a level.
+template <int bits>
+inline void levels_of_rows(const float* const (&table)[16], int from, __m512i (&level)[16]) {
+  for (int r = 0; r < 16; ++r)
+    if constexpr (bits <= 3)
+      level[r] = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(table[r])));
+    else
+      level[r] = _mm512_loadu_si512(table[r] + from);
+  transpose(level);
+}
+
+template <int bits>
+void round_levels(const float* const (&table)[16], Rows<bits>& out) {
+  const __m512 infinite = _mm512_set1_ps(__builtin_inff());
+  __m512 low = infinite, high = _mm512_sub_ps(_mm512_setzero_ps(), infinite);
+  __mmask16 odd = 0;
+  __m512i level[16];
+  for (int from = 0; from < Rows<bits>::bytes; from += 16) {
+    levels_of_rows<bits>(table, from, level);
+    for (const __m512i& one : level) {
+      const __m512 value = _mm512_castsi512_ps(one);
+      odd |= _mm512_cmp_ps_mask(_mm512_abs_ps(value), infinite, _CMP_NLT_UQ);
+      low = _mm512_min_ps(low, value), high = _mm512_max_ps(high, value);
+    }
+  }
+  const __m512 range = _mm512_sub_ps(high, low);
+  const __m512 step = _mm512_div_ps(range, _mm512_set1_ps(255.0f));
+  const __mmask16 wide_enough = _mm512_cmp_ps_mask(range, _mm512_set1_ps(0x1p-100f), _CMP_GT_OQ);
+  const __m512 inverse = _mm512_maskz_div_ps(wide_enough, _mm512_set1_ps(255.0f), range);
+  _mm512_store_ps(out.step, _mm512_mask_mov_ps(step, odd, _mm512_set1_ps(__builtin_nanf(""))));
+  _mm512_store_ps(out.middle, _mm512_add_ps(low, _mm512_mul_ps(step, _mm512_set1_ps(offset))));
+  for (int from = 0; from < Rows<bits>::bytes; from += 16) {
+    if (Rows<bits>::bytes > 16) levels_of_rows<bits>(table, from, level);
+    __m512i four[4];  // levels of each row
+    for (int i = 0; i < 16; ++i) {
+      const __m512 above = _mm512_mul_ps(_mm512_sub_ps(_mm512_castsi512_ps(level[i]), low), inverse);
+      const __m512i byte = _mm512_slli_epi32(_mm512_cvtps_epi32(above), 8 * (i % 4));
+      four[i / 4] = i % 4 ? _mm512_or_si512(four[i / 4], byte) : byte;
+    }
+    const __m512i a = _mm512_unpacklo_epi32(four[0], four[1]), b = _mm512_unpackhi_epi32(four[0], four[1]);
+    const __m512i c = _mm512_unpacklo_epi32(four[2], four[3]), d = _mm512_unpackhi_epi32(four[2], four[3]);
+    const __m512i of_row[4] = {_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c), _mm512_unpacklo_epi64(b, d),
+                               _mm512_unpackhi_epi64(b, d)};
+    for (int i = 0; i < 4; ++i) {
+      const auto store = [&](int row, __m128i value) {
+        _mm_store_si128(reinterpret_cast<__m128i*>(out.level[row] + from), value);
+      };
+      store(i, _mm512_castsi512_si128(of_row[i]));
+      store(4 + i, _mm512_extracti32x4_epi32(of_row[i], 1));
+      store(8 + i, _mm512_extracti32x4_epi32(of_row[i], 2));
+      store(12 + i, _mm512_extracti32x4_epi32(of_row[i], 3));
+    }
+  }
+}
+
+// Codes to levels. ------------------------------------------------------------------------------------------
+
+// How a vector of codes is taken apart.
+template <int bits>
+class Unpack {
+ public:
+  Unpack() {
+    alignas(64) std::uint8_t byte[64], bit[64];
+    for (int i = 0; i < 64; ++i) {
+      byte[i] = static_cast<std::uint8_t>(std::min(i / 8 * bits + i % 8, 63));
+      bit[i] = static_cast<std::uint8_t>(i % 8 * bits);
+    }
+    byte_ = _mm512_load_si512(byte), bit_ = _mm512_load_si512(bit);
+  }
+
+  // The codes that begin at a bit of the first byte. Bits above a code's own are anything.
+  __m512i operator()(__m512i packed, int shift) const {
+    if constexpr (bits == 8) return packed;
+    const __m512i bit = shift ? _mm512_add_epi8(bit_, _mm512_set1_epi8(static_cast<char>(shift))) : bit_;
+    return _mm512_multishift_epi64_epi8(bit, _mm512_permutexvar_epi8(byte_, packed));
+  }
+
+ private:
+  __m512i byte_, bit_;
+};
+
+// A row's levels in registers, repeated until they fill them.
+template <int bits>
+class LookUp {
+ public:
+  explicit LookUp(const std::uint8_t* level) {
+    if constexpr (bits <= 4)
+      table_[0] = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(level)));
+    else if constexpr (bits == 5)
+      table_[0] = _mm512_broadcast_i64x4(_mm256_load_si256(reinterpret_cast<const __m256i*>(level)));
+    else
+      for (int i = 0; i < count; ++i) table_[i] = _mm512_load_si512(level + 64 * i);
+  }
+
+  // Bits above a code's own are ignored.
+  __m512i operator()(__m512i code) const {
+    if constexpr (bits <= 6) {
+      return _mm512_permutexvar_epi8(code, table_[0]);
+    } else {
+      const __m512i low = _mm512_permutex2var_epi8(table_[0], code, table_[1]);
+      if constexpr (bits == 7) return low;
+      const __m512i high = _mm512_permutex2var_epi8(table_[2 % count], code, table_[3 % count]);
+      return _mm512_mask_blend_epi8(_mm512_movepi8_mask(code), low, high);
+    }
+  }
+
+ private:
+  static constexpr int count = bits <= 6 ? 1 : 1 << (bits - 6);
+  __m512i table_[count];
+};
+
+// What is left of the codes at an address, a vector of it; nothing is read behind the end.
+inline __m512i packed_at(const std::uint8_t* at, const std::uint8_t* end) {
+  const std::int64_t left = end - at;
+  if (left >= 64) return _mm512_loadu_si512(at);
+  return left <= 0 ? _mm512_setzero_si512() : _mm512_maskz_loadu_epi8((1ull << left) - 1, at);
+}
+
+// A thread's means to decode rows of one weight.
+template <int bits>
+class Levels {
+ public:
+  explicit Levels(const Weight& weight) : weight_(weight), table_(weight) {}
+
+  // Sixteen rows of a run from `first` on; those behind the last are the last one again.
+  const Rows<bits>& rows(std::int64_t first, const Product& product, std::int64_t run) {
+    constexpr int size = Rows<bits>::size;
+    const std::int64_t column = run * product.run_columns, block = column / weight_.block_columns;
+    const float* table[16];
+    std::int64_t group[16];
+    for (int r = 0; r < 16; ++r) {
+      const std::int64_t row = std::min(first + r, weight_.rows - 1);
+      const std::int64_t bit = (row * weight_.columns + column) * bits;
+      rows_.at[r] = weight_.codes + bit / 8, rows_.shift[r] = static_cast<int>(bit % 8);
+      group[r] = weight_.group(row, block);
+    }
+    if (group[0] == group_ && group[15] == group_) return rows_;
+    group_ = group[0] == group[15] ? group[0] : -1;
+    for (int r = 0; r < 16; ++r) {
+      if (r && group[r] == group[r - 1]) {
+        table[r] = table[r - 1];
+      } else {
+        table[r] = table_.of(group[r]);
+        if (table_.lasts()) continue;
+        float* kept = expanded_.reserve(16 * size) + r * size;
+        table[r] = static_cast<const float*>(std::memcpy(kept, table[r], sizeof(float) * size));
+      }
+    }
+    round_levels<bits>(table, rows_);
+    return rows_;
+  }
+
+  const std::uint8_t* end() const { return weight_.codes + weight_.code_bytes; }
+
+ private:
+  const Weight& weight_;
+  Table table_;
+  Buffer<float> expanded_;
+  std::int64_t group_ = -1;  // of all rows, or -1
+  Rows<bits> rows_;
+};
+
+// What is done with a finished sum. -------------------------------------------------------------------------
+
+// exp(x) for x <= 0, to 1e-7 of it.
+inline __m512 exp_below(__m512 x) {
+  x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.442695041f)), 0);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145752f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860677e-6f), r);
+  __m512 p = _mm512_set1_ps(1.0f / 720);
+  for (const float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+  return _mm512_scalef_ps(p, n);
+}
+
+inline __m512 activate(Activation activation, __m512 x) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  switch (activation) {
+    case Activation::none:
+      return x;
+    case Activation::gelu: {
+      // x/2 (1 + erf(x / sqrt 2)); erf by Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26
+      const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.7071067812f));
+      const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), one));
+      __m512 p = _mm512_set1_ps(1.061405429f);
+      for (const float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f, 0.0f})
+        p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(c));
+      const __m512 rest = _mm512_mul_ps(p, exp_below(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(z, z))));
+      // of the smaller tail: nothing cancels
+      const __m512 tail = _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(0.5f)), rest);
+      const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+      return _mm512_mask_mov_ps(_mm512_sub_ps(x, tail), negative, tail);
+    }
+    case Activation::gelu_tanh: {
+      // x/2 (1 + tanh u) = x / (1 + exp(-2 u))
+      const __m512 cube = _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(0.044715f), one);
+      const __m512 two_u = _mm512_mul_ps(_mm512_mul_ps(x, cube), _mm512_set1_ps(1.5957691216f));
+      const __m512 power = exp_below(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(two_u)));
+      const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+      const __m512 above = _mm512_mask_mov_ps(one, negative, power);
+      return _mm512_div_ps(_mm512_mul_ps(x, above), _mm512_add_ps(one, power));
+    }
+  }
+  return x;
+}
+
+// Up to 16 rows of a token: adds what a run gives to what is there, and finishes after the last one.
+inline void finish(const Product& product, std::int64_t token, std::int64_t row, __mmask16 rows, std::int64_t run,
+                   __m512i total, __m512 step, __m512 middle) {
+  const std::int32_t sum = product.sum[token * product.runs + run];
+  total = _mm512_sub_epi32(total, _mm512_set1_epi32(offset * sum));
+  const __m512 in_levels = _mm512_fmadd_ps(step, _mm512_cvtepi32_ps(total),
+                                           _mm512_mul_ps(middle, _mm512_set1_ps(static_cast<float>(sum))));
+  float* out = product.out + token * product.weight.rows + row;
+  __m512 value = _mm512_mul_ps(in_levels, _mm512_set1_ps(product.scale[token]));
+  if (run) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(rows, out));
+  if (run + 1 == product.runs) {
+    if (product.bias) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(rows, product.bias + row));
+    value = activate(product.activation, value);
+  }
+  _mm512_mask_storeu_ps(out, rows, value);
+}
+
+// Few tokens: every row is decoded and used at once. --------------------------------------------------------
+
+constexpr std::int64_t few_tokens = 8;
+
+constexpr std::int64_t few_rows = 16;
+
+// Sixteen rows of the weight with T tokens, all there are.
+template <int bits, int T>
+void from_codes(const Product& product, std::int64_t part) {
+  const Weight& weight = product.weight;
+  Levels<bits> levels(weight);
+  const Unpack<bits> unpack;
+  const std::int64_t first = part * few_rows, count = std::min<std::int64_t>(weight.rows - first, few_rows);
+  for (std::int64_t run = 0; run < product.runs; ++run) {
+    alignas(64) std::int32_t total[T][16] = {};
+    const std::int64_t columns = product.columns_of(run);
+    const Rows<bits>& rows = levels.rows(first, product, run);
+    const std::int8_t* x = product.x + run * product.run_columns;
+    for (std::int64_t r = 0; r < count; ++r) {
+      const LookUp<bits> look_up(rows.level[r]);
+      const std::uint8_t* at = rows.at[r];
+      __m512i sum[T];
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) sum[t] = _mm512_setzero_si512();
+      for (std::int64_t i = 0; i < columns; i += wide, at += 8 * bits) {
+        const __m512i level = look_up(unpack(packed_at(at, levels.end()), rows.shift[r]));
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t)
+          sum[t] = _mm512_dpbusd_epi32(sum[t], level, _mm512_loadu_si512(x + t * product.stride + i));
+      }
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) total[t][r] = _mm512_reduce_add_epi32(sum[t]);
+    }
+    for (int t = 0; t < T; ++t)
+      finish(product, t, first, first_sixteen(count), run, _mm512_load_si512(total[t]), _mm512_load_ps(rows.step),
+             _mm512_load_ps(rows.middle));
+  }
+}
+
+// Many tokens: tiles of rows are decoded once. --------------------------------------------------------------
+
+constexpr std::int64_t tile_rows = 64;
+
+// A tile: of each four columns the rows one after the other, four bytes each.
+template <int bits>
+void decode_tile(const Product& product, Levels<bits>& levels, std::int64_t first, std::int64_t count, std::int64_t run,
+                 std::uint8_t* tile, float* step, float* middle) {
+  const std::int64_t columns = product.columns_of(run);
+  const Unpack<bits> unpack;
+  for (std::int64_t begin = 0; begin < count; begin += 16) {
+    const Rows<bits>& rows = levels.rows(first + begin, product, run);
+    std::memcpy(step + begin, rows.step, sizeof rows.step);
+    std::memcpy(middle + begin, rows.middle, sizeof rows.middle);
+    for (std::int64_t i = 0; i < columns; i += wide) {
+      __m512i level[16];
+#pragma GCC unroll 16
+      for (int r = 0; r < 16; ++r) {
+        const __m512i packed = packed_at(rows.at[r] + i / 8 * bits, levels.end());
+        level[r] = LookUp<bits>(rows.level[r])(unpack(packed, rows.shift[r]));
+      }
+      transpose(level);
+#pragma GCC unroll 16
+      for (int c = 0; c < 16; ++c)
+        _mm512_store_si512(tile + ((i / 4 + c) * tile_rows + begin) * 4, level[c]);
+    }
+  }
+}
+
+// V vectors of rows of a tile with T tokens. All loops over their sums are unrolled, and short enough for
+// a compiler to do it: else it keeps the sums in memory all the time.
+template <int V, int T>
+void multiply(const Product& product, const std::uint8_t* tile, std::int64_t row, std::int64_t count, std::int64_t token,
+              std::int64_t run, const float* step, const float* middle) {
+  __m512i total[T][V];
+#pragma GCC unroll 6
+  for (int t = 0; t < T; ++t)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) total[t][v] = _mm512_setzero_si512();
+  const std::int64_t quads = (product.columns_of(run) + 3) / 4;
+  const std::int8_t* x = product.x + token * product.stride + run * product.run_columns;
+  for (std::int64_t i = 0; i < quads; ++i) {
+    __m512i level[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) level[v] = _mm512_loadu_si512(tile + (i * tile_rows + 16 * v) * 4);
+#pragma GCC unroll 6
+    for (int t = 0; t < T; ++t) {
+      int four;
+      std::memcpy(&four, x + t * product.stride + 4 * i, 4);
+      const __m512i all = _mm512_set1_epi32(four);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) total[t][v] = _mm512_dpbusd_epi32(total[t][v], level[v], all);
+    }
+  }
+  __m512i sum[T][V];
+#pragma GCC unroll 6
+  for (int t = 0; t < T; ++t)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) _mm512_store_si512(&sum[t][v], total[t][v]);
+  for (int v = 0; v < V; ++v)
+    for (int t = 0; t < T; ++t)
+      finish(product, token + t, row + 16 * v, first_sixteen(count - 16 * v), run, _mm512_load_si512(&sum[t][v]),
+             _mm512_loadu_ps(step + 16 * v), _mm512_loadu_ps(middle + 16 * v));
+}
+
+template <int V>
+void multiply_all(const Product& product, const std::uint8_t* tile, std::int64_t row, std::int64_t count,
+                  std::int64_t run, const float* step, const float* middle) {
+  const auto with = [&](auto use, std::int64_t token) { use(product, tile, row, count, token, run, step, middle); };
+  // six at a time at most, in parts of like size
+  const std::int64_t parts = (product.tokens + 5) / 6;
+  for (std::int64_t part = 0, token = 0; part < parts; ++part) {
+    const std::int64_t some = (product.tokens - token + parts - part - 1) / (parts - part);
+    switch (some) {
+      case 1: with(multiply<V, 1>, token); break;
+      case 2: with(multiply<V, 2>, token); break;
+      case 3: with(multiply<V, 3>, token); break;
+      case 4: with(multiply<V, 4>, token); break;
+      case 5: with(multiply<V, 5>, token); break;
+      case 6: with(multiply<V, 6>, token); break;
+    }
+    token += some;
+  }
+}
+
+// A tile's rows of the weight with all tokens.
+template <int bits>
+void from_tiles(const Product& product, std::int64_t part) {
+  const Weight& weight = product.weight;
+  const std::int64_t columns = (product.columns_of(0) + wide - 1) / wide * wide;
+  const std::int64_t first = part * tile_rows, count = std::min(weight.rows - first, tile_rows);
+  Levels<bits> levels(weight);
+  Buffer<std::uint8_t> memory(columns * tile_rows + 64);
+  std::uint8_t* tile = memory.data() + 63 - (reinterpret_cast<std::uintptr_t>(memory.data()) + 63) % 64;
+  alignas(64) float step[tile_rows], middle[tile_rows];
+  for (std::int64_t run = 0; run < product.runs; ++run) {
+    decode_tile<bits>(product, levels, first, count, run, tile, step, middle);
+    const auto with = [&](auto use) { use(product, tile, first, count, run, step, middle); };
+    switch ((count + 15) / 16) {
+      case 1: with(multiply_all<1>); break;
+      case 2: with(multiply_all<2>); break;
+      case 3: with(multiply_all<3>); break;
+      case 4: with(multiply_all<4>); break;
+    }
+  }
+}
+
+// A product, cut into parts that may be done in any order. --------------------------------------------------
+
+struct Parts {
+  std::int64_t count;
+  void (*part)(const Product&, std::int64_t);
+};
+
+template <int bits>
+Parts parts_with(std::int64_t rows, std::int64_t tokens) {
+  const std::int64_t few = (rows + few_rows - 1) / few_rows;
+  switch (tokens) {
+    case 0: return {0, nullptr};
+    case 1: return {few, from_codes<bits, 1>};
+    case 2: return {few, from_codes<bits, 2>};
+    case 3: return {few, from_codes<bits, 3>};
+    case 4: return {few, from_codes<bits, 4>};
+    case 5: return {few, from_codes<bits, 5>};
+    case 6: return {few, from_codes<bits, 6>};
+    case 7: return {few, from_codes<bits, 7>};
+    case 8: return {few, from_codes<bits, 8>};
+    default: return {(rows + tile_rows - 1) / tile_rows, from_tiles<bits>};
+  }
+}
+
+inline Parts parts_of(const Product& product) {
+  Parts found{};
+  with_bits(product.weight.bits, [&](auto bits) {
+    found = parts_with<decltype(bits)::get>(product.weight.rows, product.tokens);
+  });
+  return found;
+}
+
+// Tokens as a product takes them. ---------------------------------------------------------------------------
+
+inline std::int64_t stride_of(std::int64_t columns) { return (columns + wide - 1) / wide * wide + wide; }
+
+struct Rounded {
+  std::int64_t columns, run_columns, runs, stride;
+  std::int8_t* x;
+  float* scale;
+  std::int32_t* sum;
+
+  Rounded(const Weight& weight, std::int8_t* x, float* scale, std::int32_t* sum)
+      : columns(weight.columns), run_columns(std::min({weight.columns, weight.block_columns, longest})),
+        runs(runs_of(weight)), stride(stride_of(weight.columns)), x(x), scale(scale), sum(sum) {}
+
+  static std::int64_t runs_of(const Weight& weight) {
+    const std::int64_t run = std::min({weight.columns, weight.block_columns, longest});
+    return (weight.columns + run - 1) / run;
+  }
+
+  void round(std::int64_t token, const float* from) const {
+    std::int8_t* to = x + token * stride;
+    round_token(from, columns, stride, to, scale[token]);
+    for (std::int64_t run = 0; run < runs; ++run)
+      sum[token * runs + run] = sum_of(to + run * run_columns, std::min(run_columns, columns - run * run_columns));
+  }
+
+  Product with(const Weight& weight, std::int64_t tokens, const float* bias, Activation activation, float* out) const {
+    return {weight, tokens, bias, activation, out, run_columns, runs, stride, x, scale, sum};
+  }
+};
+
+}  // namespace
+}  // namespace lexibit

@@ -1,0 +1,241 @@
+// A layer of an encoder like BERT in one go, for AVX-512 with VNNI and VBMI: its products in int8, all else in float32.
+#if defined(__x86_64__)
+#include "avx512vnni.h"
+
+namespace lexibit {
+namespace {
+
+using Floats = const float*;
+
+inline __m512 at(Floats x, std::int64_t i, std::int64_t count) {
+  return _mm512_maskz_loadu_ps(first_sixteen(count - i), x + i);
+}
+
+// LayerNorm(a + b), into out.
+void add_norm(Floats a, Floats b, const Norm& norm, std::int64_t count, float* out) {
+  __m512 sum = _mm512_setzero_ps();
+  for (std::int64_t i = 0; i < count; i += 16) {
+    const __m512 value = _mm512_add_ps(at(a, i, count), at(b, i, count));
+    sum = _mm512_add_ps(sum, value);
+    _mm512_mask_storeu_ps(out + i, first_sixteen(count - i), value);
+  }
+  const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / static_cast<float>(count));
+  __m512 squares = _mm512_setzero_ps();
+  for (std::int64_t i = 0; i < count; i += 16) {
+    const __m512 off = _mm512_maskz_sub_ps(first_sixteen(count - i), at(out, i, count), mean);
+    squares = _mm512_fmadd_ps(off, off, squares);
+  }
+  const float variance = _mm512_reduce_add_ps(squares) / static_cast<float>(count);
+  const __m512 inverse =
+      _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_sqrt_ps(_mm512_set1_ps(variance + norm.epsilon)));
+  for (std::int64_t i = 0; i < count; i += 16) {
+    const __m512 off = _mm512_mul_ps(_mm512_sub_ps(at(out, i, count), mean), inverse);
+    const __m512 value = _mm512_fmadd_ps(off, at(norm.weight, i, count), at(norm.bias, i, count));
+    _mm512_mask_storeu_ps(out + i, first_sixteen(count - i), value);
+  }
+}
+
+// Attention of one head over one text. ----------------------------------------------------------------------
+
+struct Head {
+  const float* query;  // [tokens, stride], of which `width` numbers are the head's
+  const float* key;
+  const float* value;
+  std::int64_t tokens, stride;
+  float scaling;
+  const float* mask;       // [tokens or 1, tokens], to be added; or null
+  std::int64_t mask_rows;
+  float* out;  // [tokens, stride]; may be the queries
+
+  std::int64_t padded() const { return (tokens + 63) / 64 * 64; }
+};
+
+// R queries from `row` on; `keys` are [width, padded], the other way round, and scores [R, padded].
+template <int W, int R>
+void attend_rows(const Head& head, const float* keys, float* scores, std::int64_t row) {
+  const std::int64_t padded = head.padded();
+  const float* query = head.query + row * head.stride;
+  for (std::int64_t j = 0; j < padded; j += 64) {
+    __m512 total[R][4];
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) total[r][v] = _mm512_setzero_ps();
+    for (std::int64_t c = 0; c < 16 * W; ++c) {
+      __m512 key[4];
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) key[v] = _mm512_loadu_ps(keys + c * padded + j + 16 * v);
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r) {
+        const __m512 one = _mm512_set1_ps(query[r * head.stride + c]);
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) total[r][v] = _mm512_fmadd_ps(one, key[v], total[r][v]);
+      }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) _mm512_storeu_ps(scores + r * padded + j + 16 * v, total[r][v]);
+  }
+  float inverse[R];
+  for (int r = 0; r < R; ++r) {
+    float* score = scores + r * padded;
+    const float* mask = head.mask ? head.mask + (head.mask_rows > 1 ? row + r : 0) * head.tokens : nullptr;
+    __m512 most = _mm512_set1_ps(-__builtin_inff());
+    for (std::int64_t j = 0; j < head.tokens; j += 16) {
+      const __mmask16 some = first_sixteen(head.tokens - j);
+      __m512 value = _mm512_mul_ps(_mm512_loadu_ps(score + j), _mm512_set1_ps(head.scaling));
+      if (mask) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(some, mask + j));
+      most = _mm512_mask_max_ps(most, some, most, value);
+      _mm512_storeu_ps(score + j, value);
+    }
+    const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+    __m512 sum = _mm512_setzero_ps();
+    for (std::int64_t j = 0; j < head.tokens; j += 16) {
+      const __m512 below = _mm512_sub_ps(_mm512_loadu_ps(score + j), top);
+      // what is masked counts for exactly nothing
+      const __mmask16 some = first_sixteen(head.tokens - j) & _mm512_cmp_ps_mask(below, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ);
+      const __m512 power = _mm512_maskz_mov_ps(some, exp_below(below));
+      sum = _mm512_add_ps(sum, power);
+      _mm512_storeu_ps(score + j, power);
+    }
+    inverse[r] = 1.0f / _mm512_reduce_add_ps(sum);
+  }
+  __m512 total[R][W];
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int w = 0; w < W; ++w) total[r][w] = _mm512_setzero_ps();
+  for (std::int64_t j = 0; j < head.tokens; ++j) {
+    __m512 value[W];
+#pragma GCC unroll 4
+    for (int w = 0; w < W; ++w) value[w] = _mm512_loadu_ps(head.value + j * head.stride + 16 * w);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      const __m512 one = _mm512_set1_ps(scores[r * padded + j]);
+#pragma GCC unroll 4
+      for (int w = 0; w < W; ++w) total[r][w] = _mm512_fmadd_ps(one, value[w], total[r][w]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int w = 0; w < W; ++w)
+      _mm512_storeu_ps(head.out + (row + r) * head.stride + 16 * w, _mm512_mul_ps(total[r][w], _mm512_set1_ps(inverse[r])));
+}
+
+template <int W>
+void attend(const Head& head) {
+  const std::int64_t padded = head.padded();
+  Buffer<float> keys(16 * W * padded), scores(4 * padded);
+  for (std::int64_t j = 0; j < padded; j += 16)
+    for (int w = 0; w < W; ++w) {
+      __m512i block[16];
+      for (int r = 0; r < 16; ++r)
+        block[r] = j + r < head.tokens ? _mm512_loadu_si512(head.key + (j + r) * head.stride + 16 * w) : _mm512_setzero_si512();
+      transpose(block);
+      for (int c = 0; c < 16; ++c) _mm512_storeu_si512(keys.data() + (16 * w + c) * padded + j, block[c]);
+    }
+  std::int64_t row = 0;
+  for (; row + 4 <= head.tokens; row += 4) attend_rows<W, 4>(head, keys.data(), scores.data(), row);
+  for (; row < head.tokens; ++row) attend_rows<W, 1>(head, keys.data(), scores.data(), row);
+}
+
+// A piece of memory cut into arrays.
+class Workspace {
+ public:
+  template <class T>
+  void plan(T*& array, std::int64_t count) {
+    array = reinterpret_cast<T*>(base_ + used_);
+    used_ += (static_cast<std::int64_t>(sizeof(T)) * count + 63) / 64 * 64;
+  }
+  std::int64_t used() const { return used_; }
+  void begin(std::uint8_t* base) { base_ = base, used_ = 0; }
+
+ private:
+  std::uint8_t* base_ = nullptr;
+  std::int64_t used_ = 0;
+};
+
+// What a thread's last layer needed is kept for its next one.
+thread_local Buffer<std::uint8_t> memory;
+
+}  // namespace
+
+void avx512vnni_encoder_layer(const EncoderLayer& layer, const float* x, std::int64_t texts, std::int64_t length,
+                              const float* mask, std::int64_t mask_rows, float* out, int threads) {
+  const std::int64_t tokens = texts * length, hidden = layer.query.weight.columns, inner = layer.up.weight.rows;
+  const std::int64_t all = layer.query.weight.rows, width = all / layer.heads;
+  float *query, *key, *value, *sum, *middle, *between, *scale;
+  std::int8_t* numbers;
+  std::int32_t* sums;
+  const std::int64_t widest = std::max({hidden, all, inner});
+  std::int64_t runs = 1;
+  for (const Linear* one : {&layer.query, &layer.key, &layer.value, &layer.output, &layer.up, &layer.down})
+    runs = std::max(runs, Rounded::runs_of(one->weight));
+  Workspace space;
+  for (int turn = 0; turn < 2; ++turn) {
+    // the first turn says how much it is
+    space.plan(query, tokens * all), space.plan(key, tokens * all), space.plan(value, tokens * all);
+    space.plan(sum, tokens * hidden), space.plan(middle, tokens * hidden), space.plan(between, tokens * inner);
+    space.plan(scale, tokens), space.plan(sums, tokens * runs), space.plan(numbers, tokens * stride_of(widest));
+    if (!turn) {
+      std::uint8_t* base = memory.reserve(space.used() + 64);
+      space.begin(base + 63 - (reinterpret_cast<std::uintptr_t>(base) + 63) % 64);
+    }
+  }
+  const auto rounded_for = [&](const Linear& linear) { return Rounded(linear.weight, numbers, scale, sums); };
+  const auto product = [&](const Linear& linear, Activation activation, float* to) {
+    return rounded_for(linear).with(linear.weight, tokens, linear.bias, activation, to);
+  };
+  const Product heads[] = {product(layer.query, Activation::none, query), product(layer.key, Activation::none, key),
+                           product(layer.value, Activation::none, value)};
+  const Product output = product(layer.output, Activation::none, sum), up = product(layer.up, layer.activation, between),
+                down = product(layer.down, Activation::none, sum);
+  const Parts head_parts = parts_of(heads[0]), output_parts = parts_of(output), up_parts = parts_of(up),
+              down_parts = parts_of(down);
+  // query, key and value have the same shape, not always the same width of codes
+  const Parts key_parts = parts_of(heads[1]), value_parts = parts_of(heads[2]);
+
+  const auto round_input = [&](std::int64_t t) { rounded_for(layer.query).round(t, x + t * hidden); };
+  const auto project = [&](std::int64_t i) {
+    const std::int64_t part = i % head_parts.count;
+    switch (i / head_parts.count) {
+      case 0: return head_parts.part(heads[0], part);
+      case 1: return key_parts.part(heads[1], part);
+      default: return value_parts.part(heads[2], part);
+    }
+  };
+  const auto attention = [&](std::int64_t i) {
+    const std::int64_t text = i / layer.heads, from = text * length * all + i % layer.heads * width;
+    const Head head{query + from, key + from, value + from, length, all, layer.scaling,
+                    mask ? mask + text * mask_rows * length : nullptr, mask_rows, query + from};
+    switch (width / 16) {
+      case 1: return attend<1>(head);
+      case 2: return attend<2>(head);
+      case 3: return attend<3>(head);
+      case 4: return attend<4>(head);
+    }
+  };
+  const auto round_context = [&](std::int64_t t) { rounded_for(layer.output).round(t, query + t * all); };
+  const auto combine = [&](std::int64_t i) { output_parts.part(output, i); };
+  const auto first_norm = [&](std::int64_t t) {
+    add_norm(sum + t * hidden, x + t * hidden, layer.attention_norm, hidden, middle + t * hidden);
+    rounded_for(layer.up).round(t, middle + t * hidden);
+  };
+  const auto widen = [&](std::int64_t i) { up_parts.part(up, i); };
+  const auto round_inner = [&](std::int64_t t) { rounded_for(layer.down).round(t, between + t * inner); };
+  const auto narrow = [&](std::int64_t i) { down_parts.part(down, i); };
+  const auto last_norm = [&](std::int64_t t) {
+    add_norm(sum + t * hidden, middle + t * hidden, layer.norm, hidden, out + t * hidden);
+  };
+  run_phases({phase(tokens, round_input), phase(3 * head_parts.count, project), phase(texts * layer.heads, attention),
+              phase(tokens, round_context), phase(output_parts.count, combine), phase(tokens, first_norm),
+              phase(up_parts.count, widen), phase(tokens, round_inner), phase(down_parts.count, narrow),
+              phase(tokens, last_norm)},
+             threads);
+}
+
+}  // namespace lexibit
+
+#endif
