@@ -396,7 +396,10 @@ void decode_tile(const Product& product, Levels<bits>& levels, std::int64_t firs
     const Rows<bits>& rows = levels.rows(first + begin, product, run);
     std::memcpy(step + begin, rows.step, sizeof rows.step);
     std::memcpy(middle + begin, rows.middle, sizeof rows.middle);
+    // the next sixteen rows stand behind these: a part of them is fetched with each vector
+    const char* next = reinterpret_cast<const char*>(rows.at[15]) + columns * bits / 8;
     for (std::int64_t i = 0; i < columns; i += wide) {
+      for (int line = 0; line < 2 * bits; ++line, next += 64) _mm_prefetch(next, _MM_HINT_T0);
       __m512i level[16];
 #pragma GCC unroll 16
       for (int r = 0; r < 16; ++r) {

@@ -1,9 +1,8 @@
-"""A layer of an encoder done in one go, where the kernels can: BERT's, RoBERTa's, DistilBERT's and ALBERT's."""
+"""A layer of an encoder done in one go: BERT's, RoBERTa's, DistilBERT's and ALBERT's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 from lexibit import ops
 from lexibit.nn.layers import QuantizedLinear
 from lexibit.ops import native
+from lexibit.ops.reference import Stored
+from lexibit.weight import CodebookWeight
 
 
 class Parts(NamedTuple):
@@ -109,7 +110,7 @@ _FAMILIES: dict[str, Callable[[nn.Module], Parts]] = {
 
 
 class FusedLayer(nn.Module):
-    """In front of a layer's own class: does in one go what the kernels can, and leaves to it what they cannot."""
+    """In front of a layer's own class: does in one go what the kernels can, and leaves the rest to it."""
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *others: Any, **more: Any
@@ -118,13 +119,13 @@ class FusedLayer(nn.Module):
         if _asks_for_nothing_else(others) and _asks_for_nothing_else(more.values()) and not self.training:
             parts = _FAMILIES[type(self)._plain.__name__](self)  # type: ignore[attr-defined]
             mask = _additive(attention_mask, hidden_states)
-            if mask is not _NOT_TAKEN and _takes(parts, hidden_states):
+            if mask is not _NOT_TAKEN and (linears := _taken(parts, hidden_states)):
                 attention = parts.attention
                 return native.encoder_layer(
                     hidden_states,
                     cast(Tensor | None, mask),
-                    [(one.weight_codebook.stored(), one.bias) for one in parts.linears],
-                    [(one.weight, one.bias, one.eps) for one in (parts.attention_norm, parts.norm)],
+                    linears,
+                    [_norm(parts.attention_norm), _norm(parts.norm)],
                     _heads(attention),
                     cast(float, attention.scaling),
                     cast(QuantizedLinear, parts.up).activation,
@@ -138,6 +139,11 @@ _NOT_TAKEN = object()
 
 def _asks_for_nothing_else(values: Any) -> bool:
     return all(value is None or value is False for value in values)
+
+
+def _norm(norm: nn.Module) -> tuple[Tensor, Tensor, float]:
+    layer = cast(nn.LayerNorm, norm)
+    return layer.weight, layer.bias, layer.eps
 
 
 def _heads(attention: nn.Module) -> int:
@@ -161,35 +167,45 @@ def _additive(mask: Tensor | None, x: Tensor) -> Any:
     return mask[:, 0].expand(texts, -1, -1).contiguous()
 
 
-def _takes(parts: Parts, x: Tensor) -> bool:
-    """Whether the kernels do this layer with this input, and nobody looks at what is inside."""
+def _taken(parts: Parts, x: Tensor) -> list[tuple[Stored, Tensor]] | None:
+    """The linear layers' weights and biases, if the kernels do it and nobody looks at what is inside."""
     if x.dim() != 3 or not x.numel() or not native.has_int8() or not ops.direct(x):
-        return False
-    width = cast(QuantizedLinear, parts.query).out_features // _heads(parts.attention)
-    if width % 16 or width > 64:
-        return False
+        return None
+    inside = (*parts.linears, parts.attention_norm, parts.norm, parts.attention, *parts.others)
+    for one in inside:
+        if one._forward_hooks or one._forward_pre_hooks or "forward" in one.__dict__:
+            return None
+    taken: list[tuple[Stored, Tensor]] = []
     for linear in parts.linears:
-        if type(linear) is not QuantizedLinear or linear.weight_codebook.compute != "int8":
-            return False
-        if not native.takes_int8(linear.weight_codebook.stored(), x, linear.bias):
-            return False
-        if torch.is_grad_enabled() and linear.weight_codebook.levels.requires_grad:
-            return False
+        if type(linear) is not QuantizedLinear:
+            return None
+        weight = cast(CodebookWeight, linear._modules["weight_codebook"])
+        stored, bias = weight.stored(), cast(Tensor, linear._parameters["bias"])
+        if weight.compute != "int8" or not native.takes_int8(stored, x, bias):
+            return None
+        taken.append((stored, bias))
+    trained = [taken[0][0].levels]
     for norm in (parts.attention_norm, parts.norm):
         if type(norm) is not nn.LayerNorm or norm.weight is None or norm.bias is None:
-            return False
-        if norm.weight.dtype != x.dtype or (torch.is_grad_enabled() and norm.weight.requires_grad):
-            return False
-    inside = (*parts.linears, parts.attention_norm, parts.norm, parts.attention, *parts.others)
-    return not any(
-        one._forward_hooks or one._forward_pre_hooks or "forward" in one.__dict__ for one in inside
-    )
+            return None
+        if norm.weight.dtype != x.dtype:
+            return None
+        trained.append(norm.weight)
+    if torch.is_grad_enabled() and any(one.requires_grad for one in trained):
+        return None
+    width = taken[0][0].shape[0] // _heads(parts.attention)
+    return None if width % 16 or width > 64 else taken
 
 
-@cache
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def _fused_class(plain: type[nn.Module]) -> type[nn.Module]:
+    if plain in _classes:
+        return _classes[plain]
     body = {"__module__": plain.__module__, "__reduce_ex__": _reduce, "_plain": plain}
     made: Any = type(f"Fused{plain.__name__}", (FusedLayer, plain), body)
+    _classes[plain] = made
     return cast(type[nn.Module], made)
 
 

@@ -137,7 +137,7 @@ def linear_int8(x: Tensor, weight: Stored, bias: Tensor | None, activation: str)
     added up. A token with a number that is not finite gives NaN, and so does a row with such a level.
     """
     rounded, scale = rounded_tokens(x)
-    levels = rounded_levels(weight.table())
+    levels = rounded_levels(weight.table().to(x.dtype))
     decoded = decode(weight._replace(levels=levels, form=LevelForm.TABLE.value))
     product = linear(rounded, decoded, None, False) * scale
     return ACTIVATIONS[activation](product if bias is None else product + bias)

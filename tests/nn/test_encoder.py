@@ -1,0 +1,238 @@
+"""A layer of an encoder in one go: as its parts one after the other, or left to them."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaModel,
+)
+
+import lexibit
+from lexibit import LexibitConfig, LexibitError, ops
+from lexibit.nn.encoder import FusedLayer, unfuse
+from lexibit.ops import native
+
+pytestmark = pytest.mark.skipif(
+    not any(native._has_int8(name) for name in native.available()), reason="no kernels for int8 on this CPU"
+)
+
+SIZES = {"vocab_size": 100, "intermediate_size": 160, "num_hidden_layers": 2}
+ENCODERS = {
+    "bert": lambda **c: BertModel(BertConfig(**SIZES | {"hidden_size": 96, "num_attention_heads": 3} | c)),
+    "bert, 16 wide": lambda **c: BertModel(
+        BertConfig(**SIZES | {"hidden_size": 64, "num_attention_heads": 4} | c)
+    ),
+    "bert, 48 wide": lambda **c: BertModel(
+        BertConfig(**SIZES | {"hidden_size": 96, "num_attention_heads": 2} | c)
+    ),
+    "roberta": lambda **c: RobertaModel(
+        RobertaConfig(**SIZES | {"hidden_size": 128, "num_attention_heads": 2} | c)
+    ),
+    "distilbert": lambda **c: DistilBertModel(
+        DistilBertConfig(n_layers=2, dim=64, n_heads=2, hidden_dim=160, vocab_size=100, **c)
+    ),
+    "albert": lambda **c: AlbertModel(
+        AlbertConfig(**SIZES | {"hidden_size": 64, "num_attention_heads": 2, "embedding_size": 32} | c)
+    ),
+}
+
+
+def optimized(kind: str, **config: object) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = ENCODERS[kind](**config).eval()
+    for parameter in model.parameters():
+        # biases and norms that do something
+        parameter.data.add_(0.1 * torch.randn(parameter.shape))
+    lexibit.quantize(model, LexibitConfig(bits=4, groups="row"), progress=False)
+    lexibit.optimize(model)
+    return model
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, FusedLayer)]
+
+
+def one_by_one(model: PreTrainedModel) -> PreTrainedModel:
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        unfuse(module)
+    assert not layers(model)
+    return model
+
+
+def near(found: Tensor, expected: Tensor) -> None:
+    """As near as numbers come that are now and then rounded to the byte beside."""
+    assert nn.functional.cosine_similarity(found, expected, dim=-1).min() > 0.9995
+    assert (found - expected).abs().mean() < 0.01 * expected.abs().mean()
+
+
+def inputs(texts: int, tokens: int) -> Tensor:
+    return torch.randint(3, 100, (texts, tokens), generator=torch.Generator().manual_seed(texts * tokens))
+
+
+@pytest.fixture(params=ENCODERS, scope="module")
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return optimized(request.param)
+
+
+@pytest.mark.parametrize(("texts", "tokens"), [(1, 1), (1, 5), (2, 4), (1, 16), (3, 21), (2, 70)])
+def test_a_layer_is_as_its_parts_one_after_the_other(model: PreTrainedModel, texts: int, tokens: int) -> None:
+    assert layers(model)
+    ids, plain = inputs(texts, tokens), one_by_one(model)
+    with torch.inference_mode():
+        near(model(ids).last_hidden_state, plain(ids).last_hidden_state)
+
+
+def test_padding_counts_for_nothing(model: PreTrainedModel) -> None:
+    ids = inputs(3, 21)
+    mask = torch.ones_like(ids)
+    mask[1, 9:], mask[2, 1:] = 0, 0
+    with torch.inference_mode():
+        found = model(ids, attention_mask=mask).last_hidden_state
+        near(found[mask.bool()], one_by_one(model)(ids, attention_mask=mask).last_hidden_state[mask.bool()])
+        ids[1, 9:] = 7
+        assert torch.equal(model(ids, attention_mask=mask).last_hidden_state[mask.bool()], found[mask.bool()])
+
+
+def test_the_kernels_are_called_once_a_layer(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = native.encoder_layer
+    monkeypatch.setattr(native, "encoder_layer", lambda *given: calls.append(1) or real(*given))
+    with torch.inference_mode():
+        model(inputs(2, 8), attention_mask=torch.ones(2, 8))
+    assert len(calls) == 2
+
+
+def test_results_do_not_depend_on_threads_or_on_the_batch() -> None:
+    model = optimized("bert", hidden_size=256, intermediate_size=1024, num_attention_heads=4)
+    ids, found = inputs(4, 40), []
+    before = torch.get_num_threads()
+    try:
+        with torch.inference_mode():
+            for threads in (1, 2, 8):
+                torch.set_num_threads(threads)
+                found.append(model(ids).last_hidden_state)
+            alone = model(ids[2:3]).last_hidden_state
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(alone[0], found[0][2])
+
+
+@pytest.mark.parametrize("kind", ["bert", "albert"])
+def test_hidden_states_and_attentions_can_still_be_asked_for(kind: str) -> None:
+    model = optimized(kind, attn_implementation="eager")
+    plain = one_by_one(model)
+    with torch.inference_mode():
+        found, expected = (
+            one(inputs(2, 8), output_attentions=True, output_hidden_states=True) for one in (model, plain)
+        )
+    assert len(found.attentions) == len(expected.attentions) == 2
+    for one, other in zip(found.attentions, expected.attentions, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+    assert len(found.hidden_states) == len(expected.hidden_states) == 3
+    near(found.hidden_states[1], expected.hidden_states[1])
+
+
+def test_who_hooks_into_a_layer_is_called() -> None:
+    model = optimized("bert")
+    seen = []
+    model.encoder.layer[1].output.dense.register_forward_hook(lambda *call: seen.append(call[2]))
+    with torch.inference_mode():
+        model(inputs(2, 8))
+    assert [one.shape for one in seen] == [(2, 8, 96)]
+
+
+def test_a_layer_that_was_given_another_part_uses_it() -> None:
+    model, changed = optimized("bert"), optimized("bert")
+    changed.encoder.layer[0].output.dense = nn.Linear(160, 96)
+    with torch.inference_mode():
+        found = changed(inputs(2, 8)).last_hidden_state
+        assert not torch.allclose(found, model(inputs(2, 8)).last_hidden_state, atol=0.1)
+        near(found, one_by_one(changed)(inputs(2, 8)).last_hidden_state)
+
+
+@pytest.mark.parametrize("case", ["kernels", "bfloat16", "training", "mask of heads", "width"])
+def test_what_the_kernels_do_not_take_is_left_to_the_parts(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "encoder_layer", lambda *given: pytest.fail("called"))
+    width = {"hidden_size": 160, "num_attention_heads": 2} if case == "width" else {}
+    model = optimized("bert", attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0, **width)
+    layer, x, mask = model.encoder.layer[0], torch.randn(2, 8, 160 if width else 96), None
+    if case == "bfloat16":
+        layer.to(torch.bfloat16)
+        x = x.bfloat16()
+    if case == "training":
+        model.train()
+    if case == "mask of heads":
+        mask = torch.ones(2, 3, 8, 8, dtype=torch.bool)
+    with torch.inference_mode(), ops.kernels("reference" if case == "kernels" else native.chosen().name):
+        assert layer(x, mask).shape == x.shape
+
+
+def test_there_is_no_gradient_and_it_is_said() -> None:
+    model = optimized("bert")
+    with pytest.raises(LexibitError, match="no gradient"):
+        model(inputs(2, 8)).last_hidden_state.sum().backward()
+
+
+def test_a_bad_number_makes_its_text_nan_and_no_other() -> None:
+    layer, x = optimized("bert").encoder.layer[0], torch.randn(3, 20, 96)
+    with torch.inference_mode():
+        good = layer(x)
+        x[1, 4, 7] = float("nan")
+        found = layer(x)
+    assert found[1].isnan().all()
+    assert torch.equal(found[::2], good[::2])
+
+
+def test_layers_are_copied_and_pickled() -> None:
+    layer, x = optimized("bert").encoder.layer[0], torch.randn(2, 8, 96)
+    with torch.inference_mode():
+        expected = layer(x)
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert isinstance(other, FusedLayer)
+            assert torch.equal(other(x), expected)
+
+
+def test_a_decoder_and_a_strange_layer_are_left_alone() -> None:
+    assert not layers(optimized("bert", is_decoder=True))
+
+    class BertLayer(nn.Module):
+        pass
+
+    strange = nn.Sequential(nn.Linear(8, 8), BertLayer())
+    lexibit.quantize(strange, LexibitConfig(bits=4), progress=False)
+    lexibit.optimize(strange)
+    assert not layers(strange)
+
+
+def test_many_threads_may_call_at_once() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = optimized("bert")
+    texts = [inputs(count, 12) for count in (1, 2, 3, 4)] * 5
+    name = native.chosen().name
+
+    def run(ids: Tensor) -> Tensor:
+        with torch.inference_mode(), ops.kernels(name):
+            return model(ids).last_hidden_state
+
+    expected = list(map(run, texts))
+    with ThreadPoolExecutor(4) as pool:
+        assert all(map(torch.equal, pool.map(run, texts), expected))
