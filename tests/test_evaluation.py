@@ -133,3 +133,14 @@ def test_evaluate_fails_with_a_word_on_what_is_missing(
     assert "did you mean 'mrpc'" in fails("evaluate", folders[0], "--task", "mrpcc", "--data", data)
     assert "no dev.tsv in it" in fails("evaluate", folders[0], "--task", "rte", "--data", data)
     assert "Missing option '--task'" in fails("evaluate", folders[0], code=2)
+
+
+def test_a_quantized_model_is_measured_in_int8(folders: tuple[Path, Path], data: Path) -> None:
+    floats, packed = folders
+    found = evaluate(packed, "mrpc", data, against=floats, compute="int8")
+    assert found.compute == "int8"
+    assert list(found.scores) == [str(packed), str(floats)]
+    with pytest.raises(LexibitError, match="no weights in codes: quantize it first"):
+        evaluate(floats, "mrpc", data, compute="int8")
+    with pytest.raises(LexibitError, match="unknown compute 'int4'"):
+        evaluate(packed, "mrpc", data, compute="int4")

@@ -30,6 +30,7 @@ from lexibit.progress import progress_bar
 from lexibit.quantize import dequantize
 
 FLOAT32 = "float32"
+LENGTHS = (16, 128)
 _WARM_UP = 3  # rounds that do not count
 
 
@@ -79,7 +80,7 @@ def bench(
     model: PreTrainedModel,
     *,
     texts: Sequence[int] = (1, 8),
-    tokens: Sequence[int] = (16, 128),
+    tokens: Sequence[int] | None = None,
     threads: Sequence[int] | None = None,
     others: bool = False,
     rounds: int = 15,
@@ -94,7 +95,8 @@ def bench(
     Args:
         model: with weights in codes.
         texts: batch sizes.
-        tokens: lengths; every batch size is measured with every length.
+        tokens: lengths; every batch size is measured with every length. 16 and 128 if not given, or as many
+            as the model takes.
         threads: how many threads compute; as many as PyTorch uses if not given.
         others: whether other tools take part (see :mod:`lexibit.benchmark.peers`).
         rounds: how many times each runs, after some that do not count.
@@ -108,6 +110,8 @@ def bench(
     if not codebooks(model):
         raise LexibitError(f"{type(model).__name__} has no weights in codes: quantize it first")
     longest = getattr(model.config, "max_position_embeddings", None)
+    if tokens is None:
+        tokens = sorted({min(length, longest or length) for length in LENGTHS})
     if longest and max(tokens) > longest:
         raise LexibitError(f"texts of {max(tokens)} tokens: the model takes {longest} at most")
     generator = torch.Generator().manual_seed(seed)

@@ -54,7 +54,12 @@ class Peers:
             }
             for name, mode in modes.items():
                 read = core.read_model(folder / "float32.onnx")
-                openvino.save_model(nncf.compress_weights(read, mode=mode), folder / f"{name}.xml", False)
+                # a narrow matrix has no groups as long as by default
+                fallback = nncf.AdvancedCompressionParameters(
+                    group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
+                )
+                packed = nncf.compress_weights(read, mode=mode, advanced_parameters=fallback)
+                openvino.save_model(packed, folder / f"{name}.xml", False)
         self._torch = _torch_peers(model)
 
     def contestants(self, threads: int) -> list[Contestant]:

@@ -24,7 +24,12 @@ def bench(
     model: Model,
     config: LexibitConfig,
     texts: Annotated[str, typer.Option(help="Texts at a time, like 1,8.")] = "1,8",
-    tokens: Annotated[str, typer.Option(help="Tokens of a text, like 16,128.")] = "16,128",
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokens of a text, like 16,128; these, or as many as the model takes, if not given."
+        ),
+    ] = None,
     threads: Annotated[
         str | None, typer.Option(help="Threads, like 1,2; as many as PyTorch uses if not given.")
     ] = None,
@@ -53,12 +58,12 @@ def bench(
     loaded = checkpoint.load_model(folder)
     if not codebooks(loaded):
         quantize(loaded, config, progress=not json and console.is_terminal)
-    elif config != LexibitConfig():
+    elif config.to_dict() != LexibitConfig().to_dict():
         raise LexibitError(f"{model} is quantized already: leave the options that say how out")
     found = benchmark.bench(
         loaded,
         texts=_counts("--texts", texts),
-        tokens=_counts("--tokens", tokens),
+        tokens=None if tokens is None else _counts("--tokens", tokens),
         threads=None if threads is None else _counts("--threads", threads),
         others=peers,
         rounds=rounds,

@@ -9,7 +9,7 @@ import transformers
 
 from lexibit import __version__
 from lexibit.cli.show import Json, console, print_json
-from lexibit.ops import native
+from lexibit.ops import COMPUTE, native
 
 
 def info(json: Json = False) -> None:
@@ -25,6 +25,7 @@ def info(json: Json = False) -> None:
     """
     choice = native.chosen()
     dtypes = [str(dtype).removeprefix("torch.") for dtype in native.DTYPES]
+    compute = [one for one in COMPUTE if one != "int8" or native.has_int8()]
     found = {
         "lexibit": __version__,
         "torch": torch.__version__,
@@ -35,6 +36,7 @@ def info(json: Json = False) -> None:
         "why": choice.why,
         "available": native.available(),
         "dtypes": dtypes,
+        "compute": [] if choice.name == native.REFERENCE else compute,
         "threads": torch.get_num_threads() if choice.name == native.REFERENCE or native.parallel() else 1,
     }
     if json:
@@ -45,8 +47,8 @@ def info(json: Json = False) -> None:
     console.print(f"kernels: [bold]{choice.name}[/], {choice.why}", highlight=False)
     if choice.name != native.REFERENCE:
         console.print(
-            f"         for {', '.join(dtypes)}; of another dtype, or on another device, PyTorch's "
-            "own operations decode",
+            f"         for products in {' and '.join(compute)}; of another dtype, or on another device, "
+            "PyTorch's own operations decode",
             highlight=False,
         )
     console.print(f"threads: {found['threads']}", highlight=False)
