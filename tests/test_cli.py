@@ -127,6 +127,16 @@ def test_plan_shows_the_other_names_of_a_tied_weight(run, run_json, float_folder
     assert "cls.predictions.decoder.weight" not in weights
 
 
+def test_plan_tells_what_would_stay_in_float32(run, run_json, float_folder):
+    folder = float_folder()
+    assert "in int8" not in run("plan", folder)[1]
+    split = ["plan", folder, "--scheme", "ocs"]
+    assert "would stay in float32" in run(*split)[1]
+    reasons = {weight["name"]: weight["why_float32"] for weight in run_json(*split)["weights"]}
+    assert set(reasons.values()) == {"", "it has extra rows or columns"}
+    assert reasons["bert.embeddings.word_embeddings.weight"] == ""
+
+
 def test_plan_as_json_is_the_plan_and_adds_up(run_json, float_folder):
     folder = float_folder()
     plan = run_json("plan", folder, "--scheme", "lq", "--bits", "3", "--groups", "columns:7")

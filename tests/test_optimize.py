@@ -140,7 +140,7 @@ def test_what_stays_in_float32_is_told(caplog: pytest.LogCaptureFixture) -> None
     assert left["h.0.mlp.c_fc.weight"] == "its matrix stands the other way round (Conv1D)"
     lstm = nn.Sequential(nn.LSTM(8, 8))
     lexibit.quantize(lstm, LexibitConfig(bits=4), progress=False)
-    assert lexibit.optimize(lstm)["0.weight_ih_l0"] == "QuantizedLSTM decodes it"
+    assert lexibit.optimize(lstm)["0.weight_ih_l0"] == "a recurrent layer decodes it"
 
 
 def test_a_cpu_without_such_kernels_is_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from transformers import activations
 
 from lexibit.errors import LexibitError, unknown
-from lexibit.groups import matrix_shape
-from lexibit.nn import Quantized, QuantizedConv1D, QuantizedEmbedding, QuantizedLinear, codebooks
+from lexibit.nn import QuantizedLinear, codebooks
 from lexibit.nn.encoder import fuse, unfuse
 from lexibit.ops import COMPUTE, native
+from lexibit.plan import kind, why_float32
 from lexibit.weight import CodebookWeight
 
 _logger = logging.getLogger("lexibit")
@@ -75,13 +75,11 @@ def optimize(model: nn.Module, compute: str = "int8") -> dict[str, str]:
     if compute == "float32":
         return {}
     left = {}
+    kinds = _kinds(model)
     for name, weight in weights.items():
-        users = [user for user in model.modules() if isinstance(user, Quantized) and _uses(user, weight)]
-        if all(isinstance(user, QuantizedEmbedding) for user in users):
-            continue  # rows of it are looked up, and nothing is multiplied
-        if why := _why_not(weight, users):
+        if why := why_float32(kinds[weight], weight.spec):
             left[name] = why
-        else:
+        elif kinds[weight] != {"embedding"}:
             weight.compute = compute
     for module in list(model.modules()):
         _fuse(module)
@@ -98,18 +96,14 @@ def optimize(model: nn.Module, compute: str = "int8") -> dict[str, str]:
     return left
 
 
-def _uses(module: nn.Module, weight: CodebookWeight) -> bool:
-    return any(child is weight for child in module._modules.values())
-
-
-def _why_not(weight: CodebookWeight, users: list[Quantized]) -> str:
-    """Why a weight that is multiplied with stays in float32, or nothing."""
-    if any(isinstance(user, QuantizedConv1D) for user in users):
-        return "its matrix stands the other way round (Conv1D)"
-    if not all(isinstance(user, QuantizedLinear | QuantizedEmbedding) for user in users):
-        return f"{type(users[0]).__name__} decodes it"
-    spec = weight.spec
-    return native.why_not_int8(matrix_shape(spec.shape)[1], spec.block[1], spec.extra, spec.mask)
+def _kinds(model: nn.Module) -> dict[CodebookWeight, set[str]]:
+    """What modules do with each weight."""
+    found: dict[CodebookWeight, set[str]] = {}
+    for module in model.modules():
+        for name, child in module._modules.items():
+            if isinstance(child, CodebookWeight):
+                found.setdefault(child, set()).add(kind(module, name.removesuffix(CodebookWeight.SUFFIX)))
+    return found
 
 
 def _fuse(module: nn.Module) -> None:

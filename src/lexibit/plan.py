@@ -24,6 +24,7 @@ from lexibit.config import LexibitConfig, Recipe
 from lexibit.errors import LexibitError, unknown
 from lexibit.groups import Groups, matrix_shape
 from lexibit.importance import Magnitude
+from lexibit.ops import native
 from lexibit.schemes import does_not_weigh
 from lexibit.weight import WeightSpec, bits_per_weight
 
@@ -79,10 +80,11 @@ class Use:
 Storages = list[tuple[Tensor, tuple[Use, ...]]]
 
 
-def _kind(module: nn.Module, parameter: str) -> str:
-    for cls, (kind, names) in KINDS.items():
+def kind(module: nn.Module, parameter: str) -> str:
+    """What a module does with a matrix of its own, as :class:`Use` calls it."""
+    for cls, (name, names) in KINDS.items():
         if isinstance(module, cls) and re.fullmatch(names, parameter):
-            return kind
+            return name
     return "parameter"
 
 
@@ -92,6 +94,23 @@ def _kind_by_name(name: str) -> str:
     if not parameter.startswith("weight"):
         return "parameter"
     return "embedding" if "embed" in owner else "linear"
+
+
+def why_float32(kinds: Iterable[str], spec: WeightSpec) -> str:
+    """Why products with a weight that is used so stay in float32 when int8 is asked for; or nothing.
+
+    Nothing, too, if rows of it are looked up only.
+    """
+    kinds = set(kinds) - {"embedding"}
+    if "conv1d" in kinds:
+        return "its matrix stands the other way round (Conv1D)"
+    if "recurrent" in kinds:
+        return "a recurrent layer decodes it"
+    if kinds - {"linear"}:
+        return "nothing is known of how it is used"
+    if not kinds:
+        return ""
+    return native.why_not_int8(matrix_shape(spec.shape)[1], spec.block[1], spec.extra, spec.mask)
 
 
 @dataclass(frozen=True)
@@ -114,6 +133,11 @@ class PlannedWeight:
     def name(self) -> str:
         """The name under which it is stored."""
         return self.uses[0].name
+
+    @property
+    def why_float32(self) -> str:
+        """Why its products stay in float32 after :func:`lexibit.optimize`, or nothing."""
+        return why_float32([use.kind for use in self.uses], self.spec)
 
     @property
     def names(self) -> list[str]:
@@ -251,6 +275,7 @@ class Plan:
                     "groups": weight.recipe.groups,
                     "options": dict(weight.recipe.options or {}),
                     "importance": weight.recipe.importance,
+                    "why_float32": weight.why_float32,
                     "bytes_before": weight.bytes_before,
                     "bytes_after": weight.bytes_after,
                 }
@@ -346,7 +371,7 @@ def storages(model: nn.Module) -> Storages:
     found: dict[object, tuple[Tensor, list[Use]]] = {}
     for module_name, module in model.named_modules(remove_duplicate=False):
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            use = Use(module, module_name, name, _kind(module, name))
+            use = Use(module, module_name, name, kind(module, name))
             source = parameter
             if parameter.is_meta and use.name in tied:
                 source = model.get_parameter(tied[use.name])

@@ -40,6 +40,14 @@ def plan(model: Model, config: LexibitConfig, json: Json = False) -> None:
         f"{size(made.bytes_before)} -> {size(made.bytes_after)}, "
         f"{made.bits_per_weight:.3f} stored bits per quantized weight"
     )
+    left = [weight for weight in made.weights if weight.why_float32]
+    if left:
+        console.print(
+            f"in int8 (lexibit.optimize) {len(left)} of them would stay in float32: {left[0].name}, as "
+            f"{left[0].why_float32}",
+            highlight=False,
+            markup=False,
+        )
 
 
 def weights_table(made: Plan) -> Table:
