@@ -167,7 +167,7 @@ def test_other_dtypes_take_the_reference(random_weight: Make) -> None:
     assert not native.takes(stored)
     x = torch.randn(2, 11, dtype=torch.bfloat16)
     assert torch.equal(weight.linear(x), x @ reference.decode(stored).t())
-    assert not native.takes(Stored(*random_weight((7, 11))._stored()), x)
+    assert not native.takes(random_weight((7, 11)).stored(), x)
 
 
 def test_wrong_inputs_are_told_and_nothing_is_read_behind_the_end(random_weight: Make) -> None:

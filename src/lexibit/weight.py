@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from math import prod
 from typing import Any, cast
 
@@ -54,11 +53,6 @@ class WeightSpec:
         """The groups of the stored matrix: the weight seen as a matrix, and its extra rows or columns."""
         rows, columns = matrix_shape(self.shape)
         return Groups(rows + self.extra[0], columns + self.extra[1], self.block)
-
-    @cached_property
-    def layout(self) -> tuple[list[int], int, list[int], str, list[int]]:
-        """What decoding needs, in the types that operators take."""
-        return list(self.shape), self.bits, list(self.block), self.form.value, list(self.extra)
 
     @property
     def codes_shape(self) -> tuple[int]:
@@ -151,6 +145,8 @@ class CodebookWeight(nn.Module):
         """
         super().__init__()
         self.spec = spec
+        # in the types that operators take, made once: a small product takes less time than making them
+        self._layout = (list(spec.shape), spec.bits, list(spec.block), spec.form.value, list(spec.extra))
         # whether the float weight was trained: codes have no gradient, but a dequantized model has again
         self.requires_grad = False
         given = {"codes": codes, "levels": levels, "origins": origins, "mask": mask}
@@ -262,7 +258,7 @@ class CodebookWeight(nn.Module):
 
     def stored(self) -> Stored:
         """What the operators take a weight as."""
-        return Stored(self.codes, self.levels, self.origins, self.mask, *self.spec.layout)
+        return Stored(self.codes, self.levels, self.origins, self.mask, *self._layout)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The stored tensors under the weight's name, levels in their stored dtype."""
