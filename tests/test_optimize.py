@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
 import sys
 from pathlib import Path
 
@@ -109,7 +110,9 @@ def test_it_is_saved_copied_and_dequantized_as_before(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "after")
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "after" / name).read_bytes()
-    assert torch.equal(hidden(copy.deepcopy(model)), inside)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(hidden(other), inside)
+        assert other.tie_weights.args == (other,)
     lexibit.dequantize(model)
     assert not codebooks(model)
     assert torch.equal(hidden(model), hidden(floats))

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
@@ -288,12 +288,13 @@ def _mark(model: PreTrainedModel, quantizer: LexibitHfQuantizer) -> None:
     """Let a model with weights in codes, and the models inside it, answer transformers as such."""
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
+            # no methods: pickle would look for them in the model's class, by their names
             part.__dict__.update(
                 hf_quantizer=quantizer,
                 is_quantized=True,
                 quantization_method=METHOD,
-                tie_weights=MethodType(_tied_already, part),
-                resize_token_embeddings=MethodType(_refuse_to_resize, part),
+                tie_weights=partial(_tied_already, part),
+                resize_token_embeddings=partial(_refuse_to_resize, part),
             )
 
 
