@@ -107,6 +107,25 @@ def test_padding_counts_for_nothing(model: PreTrainedModel) -> None:
         assert torch.equal(model(ids, attention_mask=mask).last_hidden_state[mask.bool()], found[mask.bool()])
 
 
+def test_a_text_of_padding_alone_is_as_module_by_module(model: PreTrainedModel) -> None:
+    ids, mask = inputs(2, 7), torch.ones(2, 7, dtype=torch.long)
+    mask[1] = 0
+    with torch.inference_mode():
+        found = model(ids, attention_mask=mask).last_hidden_state
+        near(found, one_by_one(model)(ids, attention_mask=mask).last_hidden_state)
+
+
+@pytest.mark.parametrize("groups", ["columns:64", "row"])
+def test_queries_and_keys_may_have_groups_of_their_own(groups: str) -> None:
+    torch.manual_seed(0)
+    model = ENCODERS["bert"](hidden_size=192, num_attention_heads=3).eval()
+    rules = {"*.query.weight": {"groups": groups}, "*.value.weight": {"bits": 2}}
+    lexibit.quantize(model, LexibitConfig(bits=4, groups="row", rules=rules), progress=False)
+    lexibit.optimize(model)
+    with torch.inference_mode():
+        near(model(inputs(2, 9)).last_hidden_state, one_by_one(model)(inputs(2, 9)).last_hidden_state)
+
+
 def test_the_kernels_are_called_once_a_layer(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     real = native.encoder_layer

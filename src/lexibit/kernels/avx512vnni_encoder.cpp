@@ -89,7 +89,8 @@ void attend_rows(const Head& head, const float* keys, float* scores, std::int64_
       most = _mm512_mask_max_ps(most, some, most, value);
       _mm512_storeu_ps(score + j, value);
     }
-    const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+    const float highest = _mm512_reduce_max_ps(most);
+    const __m512 top = _mm512_set1_ps(highest);
     __m512 sum = _mm512_setzero_ps();
     for (std::int64_t j = 0; j < head.tokens; j += 16) {
       const __m512 below = _mm512_sub_ps(_mm512_loadu_ps(score + j), top);
@@ -99,7 +100,8 @@ void attend_rows(const Head& head, const float* keys, float* scores, std::int64_
       sum = _mm512_add_ps(sum, power);
       _mm512_storeu_ps(score + j, power);
     }
-    inverse[r] = 1.0f / _mm512_reduce_add_ps(sum);
+    // where everything is masked nothing is looked at, as in PyTorch
+    inverse[r] = highest == -__builtin_inff() ? 0.0f : 1.0f / _mm512_reduce_add_ps(sum);
   }
   __m512 total[R][W];
 #pragma GCC unroll 6

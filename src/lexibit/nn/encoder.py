@@ -184,6 +184,9 @@ def _taken(parts: Parts, x: Tensor) -> list[tuple[Stored, Tensor]] | None:
         if weight.compute != "int8" or not native.takes_int8(stored, x, bias):
             return None
         taken.append((stored, bias))
+    query, key, value = (stored for stored, _ in taken[:3])
+    if not query.block[1] == key.block[1] == value.block[1]:
+        return None  # tokens are rounded once for the three, with sums over the same runs of columns
     trained = [taken[0][0].levels]
     for norm in (parts.attention_norm, parts.norm):
         if type(norm) is not nn.LayerNorm or norm.weight is None or norm.bias is None:
