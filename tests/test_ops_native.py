@@ -196,7 +196,8 @@ def test_wrong_inputs_are_told_and_nothing_is_read_behind_the_end(random_weight:
 def test_gradients_are_those_of_the_reference(random_weight: Make) -> None:
     weight = random_weight((33, 13), 3, "row")
     levels = weight.train_levels()
-    x = torch.randn(5, 13, requires_grad=True)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 13, generator=generator, requires_grad=True)
     found = []
     for name in (native.chosen().name, "reference"):
         with ops.kernels(name):
@@ -204,7 +205,8 @@ def test_gradients_are_those_of_the_reference(random_weight: Make) -> None:
         found.append((levels.grad, x.grad))
         levels.grad = x.grad = None
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other)
+        # sums of numbers that cancel: rounding is a part of the greatest, not of what is left
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6 * float(other.abs().max()))
 
 
 def test_a_compiler_may_follow(random_weight: Make) -> None:
