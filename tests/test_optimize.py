@@ -65,7 +65,7 @@ def test_a_model_computes_in_int8_near_its_float32_and_goes_back_to_it(kind: str
     assert products
     assert all(one.weight_codebook.compute == "int8" for one in products)
     # the activations of the feed-forward layers are done with the products
-    fused = [one.activation for one in products if one.activation != "none"]
+    fused = [one._followed_by for one in products if one._followed_by != "none"]
     shared = {"albert": 1}.get(kind, 2)
     assert fused == [{"albert": "gelu_tanh"}.get(kind, "gelu")] * shared
     after = hidden(model)
@@ -84,9 +84,9 @@ def test_fusing_changes_nothing_but_rounding(kind: str, monkeypatch: pytest.Monk
         lexibit.optimize(fused)
         monkeypatch.setattr(sys.modules["lexibit.optimize"], "_FEED_FORWARD", {})
         lexibit.optimize(plain)
-        assert {one.activation for one in plain.modules() if isinstance(one, lexibit.nn.QuantizedLinear)} == {
-            "none"
-        }
+        assert {
+            one._followed_by for one in plain.modules() if isinstance(one, lexibit.nn.QuantizedLinear)
+        } == {"none"}
         assert torch.equal(hidden(fused), hidden(plain))
 
 
@@ -97,7 +97,7 @@ def test_twice_is_once() -> None:
     lexibit.optimize(model)
     assert torch.equal(hidden(model), once)
     lexibit.optimize(model, "float32")
-    assert not any(type(one).__name__ == "_Done" for one in model.modules())
+    assert not any(type(one).__name__ == "Done" for one in model.modules())
 
 
 def test_it_is_saved_copied_and_dequantized_as_before(tmp_path: Path) -> None:
@@ -168,3 +168,44 @@ def test_training_says_that_int8_has_no_gradient() -> None:
     lexibit.optimize(model)
     with pytest.raises(LexibitError, match="no gradient"):
         model(IDS).last_hidden_state.sum().backward()
+
+
+def test_transformers_own_dequantize_undoes_it_first() -> None:
+    model = quantized("bert")
+    before = hidden(model)
+    lexibit.optimize(model)
+    model.dequantize()
+    torch.testing.assert_close(hidden(model), before, rtol=1e-4, atol=1e-4)
+
+
+def test_a_linear_layers_own_activation_is_its_own() -> None:
+    class Layer(nn.Linear):
+        activation = "gelu"
+
+        def forward(self, input: Tensor) -> Tensor:
+            return nn.functional.gelu(super().forward(input))
+
+    model = nn.Sequential(Layer(8, 8))
+    lexibit.quantize(model, LexibitConfig(bits=8), progress=False)
+    x = torch.randn(2, 8)
+    expected = nn.functional.gelu(nn.functional.linear(x, model[0].weight, model[0].bias))
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_a_hook_on_an_activation_is_still_called() -> None:
+    model = quantized("bert")
+    seen: list[int] = []
+    model.encoder.layer[0].intermediate.intermediate_act_fn.register_forward_hook(lambda *_: seen.append(1))
+    lexibit.optimize(model)
+    hidden(model)
+    assert seen == [1]
+
+
+def test_both_forms_of_gelu_are_told_apart() -> None:
+    for approximate in ("none", "tanh"):
+        model = quantized("bert")
+        for layer in model.encoder.layer:
+            layer.intermediate.intermediate_act_fn = nn.GELU(approximate=approximate)
+        lexibit.optimize(model)
+        names = {layer.intermediate.dense._followed_by for layer in model.encoder.layer}
+        assert names == {"gelu" if approximate == "none" else "gelu_tanh"}

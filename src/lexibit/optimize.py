@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from typing import cast
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import activations
 
 from lexibit.errors import LexibitError, unknown
 from lexibit.nn import QuantizedLinear, codebooks
-from lexibit.nn.encoder import fuse, unfuse
+from lexibit.nn.encoder import Done, fuse, undo, watched
 from lexibit.ops import COMPUTE, native
 from lexibit.plan import kind, why_float32
 from lexibit.weight import CodebookWeight
@@ -19,7 +19,6 @@ _logger = logging.getLogger("lexibit")
 
 # What may be done at once with a product, by the names of lexibit.ops.ACTIVATIONS.
 _ACTIVATIONS: dict[type[nn.Module], str] = {
-    nn.GELU: "gelu",
     activations.GELUActivation: "gelu",
     activations.GELUTanh: "gelu_tanh",
     activations.NewGELUActivation: "gelu_tanh",
@@ -32,18 +31,6 @@ _FEED_FORWARD = {
     "FFN": ("lin1", "activation"),
     "AlbertLayer": ("ffn", "activation"),
 }
-
-
-class _Done(nn.Module):
-    """In the place of an activation, which the product in front of it does."""
-
-    def __init__(self, activation: nn.Module) -> None:
-        super().__init__()
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Nothing is left to do."""
-        return x
 
 
 def optimize(model: nn.Module, compute: str = "int8") -> dict[str, str]:
@@ -71,7 +58,7 @@ def optimize(model: nn.Module, compute: str = "int8") -> dict[str, str]:
     weights = codebooks(model)
     if not weights:
         raise LexibitError(f"{type(model).__name__} has no weights in codes: quantize it first")
-    _undo(model, weights)
+    undo(model)
     if compute == "float32":
         return {}
     left = {}
@@ -112,20 +99,16 @@ def _fuse(module: nn.Module) -> None:
         if not type(module).__name__.endswith(end):
             continue
         layer, function = getattr(module, linear, None), getattr(module, activation, None)
-        name = _ACTIVATIONS.get(type(function)) if isinstance(function, nn.Module) else None
         # a subclass's own forward may do more than a product
-        if name and type(layer) is QuantizedLinear and layer.weight_codebook.compute == "int8":
-            layer.activation = name
-            setattr(module, activation, _Done(cast(nn.Module, function)))
+        if type(layer) is not QuantizedLinear or layer.weight_codebook.compute != "int8":
+            continue
+        name = _activation(function)
+        if name and not watched(layer) and not watched(cast(nn.Module, function)):
+            layer._followed_by = name
+            setattr(module, activation, Done(cast(nn.Module, function)))
 
 
-def _undo(model: nn.Module, weights: dict[str, CodebookWeight]) -> None:
-    for weight in weights.values():
-        weight.__dict__.pop("compute", None)
-    for module in list(model.modules()):
-        unfuse(module)
-        if isinstance(module, QuantizedLinear):
-            module.__dict__.pop("activation", None)
-        for name, child in list(module._modules.items()):
-            if isinstance(child, _Done):
-                setattr(module, name, child.activation)
+def _activation(function: object) -> str | None:
+    if type(function) is nn.GELU:
+        return {"none": "gelu", "tanh": "gelu_tanh"}.get(function.approximate)
+    return _ACTIVATIONS.get(type(function)) if isinstance(function, nn.Module) else None

@@ -11,8 +11,7 @@ from lexibit.errors import LexibitError
 from lexibit.fitting import Quantizing, install_everywhere
 from lexibit.hf import attach, detach
 from lexibit.importance import Tensors
-from lexibit.nn import Quantized, codebooks, restore_all
-from lexibit.optimize import optimize
+from lexibit.nn import Quantized, restore_all
 from lexibit.plan import Plan, check_importances, storages
 
 
@@ -71,7 +70,5 @@ def dequantize(model: nn.Module) -> None:
 
     Weights that were shared stay shared.
     """
-    if codebooks(model):
-        optimize(model, "float32")
     restore_all(model)
     detach(model)

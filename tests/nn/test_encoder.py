@@ -255,3 +255,60 @@ def test_many_threads_may_call_at_once() -> None:
     expected = list(map(run, texts))
     with ThreadPoolExecutor(4) as pool:
         assert all(map(torch.equal, pool.map(run, texts), expected))
+
+
+def test_shapes_that_do_not_fit_are_torchs_errors() -> None:
+    layer = optimized("bert").encoder.layer[0]
+    with torch.inference_mode(), pytest.raises(RuntimeError):
+        layer(torch.randn(2, 8, 80))
+
+
+def changed(change: str, model: PreTrainedModel) -> None:
+    layer = model.encoder.layer[0]
+    if change == "activation":
+        layer.intermediate.intermediate_act_fn = nn.ReLU()
+    elif change == "attention":
+        layer.attention.self = type("Mine", (type(layer.attention.self),), {})(model.config).eval()
+    elif change == "norm with gaps":
+        layer.output.LayerNorm.weight = nn.Parameter(torch.randn(192)[::2])
+    elif change == "bias with gaps":
+        layer.output.dense.bias = nn.Parameter(torch.randn(192)[::2])
+    elif change == "dropout":
+        layer.output.dropout = nn.Dropout(1.0).train()
+    elif change == "hook":
+        layer.output.dropout.register_forward_hook(lambda *call: call[2] * 2)
+
+
+@pytest.mark.parametrize(
+    "change", ["activation", "attention", "norm with gaps", "bias with gaps", "dropout", "hook"]
+)
+def test_what_is_changed_inside_counts(change: str) -> None:
+    model = optimized("bert")
+    with torch.inference_mode():
+        before = model(inputs(2, 8)).last_hidden_state
+        torch.manual_seed(1)
+        changed(change, model)
+        found = model(inputs(2, 8)).last_hidden_state
+        near(found, one_by_one(model)(inputs(2, 8)).last_hidden_state)
+    assert nn.functional.cosine_similarity(found, before, dim=-1).min() < 0.999
+
+
+def test_a_bias_that_is_trained_says_that_there_is_no_gradient() -> None:
+    model = optimized("bert")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.endswith("dense.bias")
+    with pytest.raises(LexibitError, match="no gradient"):
+        model(inputs(2, 8)).last_hidden_state.sum().backward()
+
+
+def test_another_attention_is_called() -> None:
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    calls = []
+    AttentionInterface.register("mine", lambda *a, **k: calls.append(1) or sdpa_attention_forward(*a, **k))
+    model = optimized("bert")
+    model.set_attn_implementation("mine")
+    with torch.inference_mode():
+        model(inputs(2, 8))
+    assert len(calls) == 2

@@ -138,11 +138,11 @@ def bench(
 
 def _ours(model: PreTrainedModel) -> tuple[PreTrainedModel, list[Contestant]]:
     """The float model, and what we make of it."""
-    floats, whole = copy.deepcopy(model), copy.deepcopy(model)
+    floats, codes, whole = (copy.deepcopy(model) for _ in range(3))
     dequantize(floats)
-    optimize(model, FLOAT32)
+    optimize(codes, FLOAT32)
     optimize(whole, "int8")
-    ours = {FLOAT32: floats, "lexibit, float32": model, "lexibit, int8": whole}
+    ours = {FLOAT32: floats, "lexibit, float32": codes, "lexibit, int8": whole}
     return floats, [Contestant.of(name, one) for name, one in ours.items()]
 
 

@@ -30,7 +30,8 @@ struct InstructionSet {
 const InstructionSet* instruction_sets() {
 #if defined(__x86_64__)
   static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  static const bool avx512vnni = avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni") &&
+  static const bool avx512vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
                                  __builtin_cpu_supports("avx512vbmi");
 #endif
   static const InstructionSet all[] = {

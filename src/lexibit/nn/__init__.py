@@ -16,6 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lexibit.nn.base import Quantized
+from lexibit.nn.encoder import undo
 from lexibit.nn.layers import (
     QuantizedConv1D,
     QuantizedEmbedding,
@@ -102,6 +103,7 @@ def codebooks(model: nn.Module) -> dict[str, CodebookWeight]:
 
 def restore_all(model: nn.Module) -> None:
     """Undo :func:`install` everywhere: float parameters, decoded once each, where the codes were."""
+    undo(model)  # what a product does beside would be lost with it
     decoded: dict[CodebookWeight, nn.Parameter] = {}
     quantized: list[nn.Module] = [module for module in model.modules() if isinstance(module, Quantized)]
     for module in quantized:

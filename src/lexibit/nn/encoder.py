@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as _hooks
 
 from lexibit import ops
 from lexibit.nn.layers import QuantizedLinear
@@ -109,17 +110,33 @@ _FAMILIES: dict[str, Callable[[nn.Module], Parts]] = {
 }
 
 
+class Done(nn.Module):
+    """In the place of an activation, which the product in front of it does."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Nothing is left to do."""
+        return x
+
+
 class FusedLayer(nn.Module):
     """In front of a layer's own class: does in one go what the kernels can, and leaves the rest to it."""
+
+    _plain: type[nn.Module]
+    _inside: tuple[type[nn.Module], ...]  # the classes of all modules inside when it was fused
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *others: Any, **more: Any
     ) -> Tensor:
         """The layer's output: ``[texts, tokens, columns]``, like its input."""
-        if _asks_for_nothing_else(others) and _asks_for_nothing_else(more.values()) and not self.training:
-            parts = _FAMILIES[type(self)._plain.__name__](self)  # type: ignore[attr-defined]
+        asked = [*others, *more.values()]
+        if all(value is None or value is False for value in asked) and self._as_it_was():
+            parts = _FAMILIES[self._plain.__name__](self)
             mask = _additive(attention_mask, hidden_states)
-            if mask is not _NOT_TAKEN and (linears := _taken(parts, hidden_states)):
+            if mask is not _NOT_TAKEN and (linears := _taken(parts, hidden_states, mask)):
                 attention = parts.attention
                 return native.encoder_layer(
                     hidden_states,
@@ -128,17 +145,43 @@ class FusedLayer(nn.Module):
                     [_norm(parts.attention_norm), _norm(parts.norm)],
                     _heads(attention),
                     cast(float, attention.scaling),
-                    cast(QuantizedLinear, parts.up).activation,
+                    cast(QuantizedLinear, parts.up)._followed_by,
                 )
         output: Tensor = super().forward(hidden_states, attention_mask, *others, **more)
         return output
 
+    def _as_it_was(self) -> bool:
+        """Whether the modules inside are those it was fused with, and nobody asks anything of them."""
+        inside = _modules(self)
+        return (
+            not _GLOBAL_HOOKS[0]
+            and not _GLOBAL_HOOKS[1]
+            and tuple(map(type, inside)) == self._inside
+            and not self.training
+            and not any(watched(one) or (one.training and type(one) not in _OURS) for one in inside)
+        )
+
+
+_OURS = (CodebookWeight, Done)  # the same in training
+_GLOBAL_HOOKS: tuple[Any, Any] = (_hooks._global_forward_hooks, _hooks._global_forward_pre_hooks)
+
+
+def _modules(layer: nn.Module) -> list[nn.Module]:
+    """All modules inside a layer, in their order."""
+    found: list[nn.Module] = []
+    for child in layer._modules.values():
+        if child is not None:
+            found.append(child)
+            found += _modules(child)
+    return found
+
+
+def watched(module: nn.Module) -> bool:
+    """Whether somebody looks at what a module is given or gives, or changed what it does."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+
 
 _NOT_TAKEN = object()
-
-
-def _asks_for_nothing_else(values: Any) -> bool:
-    return all(value is None or value is False for value in values)
 
 
 def _norm(norm: nn.Module) -> tuple[Tensor, Tensor, float]:
@@ -155,6 +198,8 @@ def _additive(mask: Tensor | None, x: Tensor) -> Any:
     """A mask as the kernel adds it to the scores, ``[texts, 1 or tokens, tokens]``, or that it is none."""
     if mask is None:
         return None
+    if not isinstance(mask, Tensor) or x.dim() != 3:
+        return _NOT_TAKEN
     texts, tokens = x.shape[:2]
     if mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[-1] != tokens or mask.shape[2] not in (1, tokens):
         return _NOT_TAKEN
@@ -167,37 +212,50 @@ def _additive(mask: Tensor | None, x: Tensor) -> Any:
     return mask[:, 0].expand(texts, -1, -1).contiguous()
 
 
-def _taken(parts: Parts, x: Tensor) -> list[tuple[Stored, Tensor]] | None:
-    """The linear layers' weights and biases, if the kernels do it and nobody looks at what is inside."""
-    if x.dim() != 3 or not x.numel() or not native.has_int8() or not ops.direct(x):
+def _taken(parts: Parts, x: Tensor, mask: Tensor | None) -> list[tuple[Stored, Tensor | None]] | None:
+    """The linear layers' weights and biases, if the kernels do this layer with this input."""
+    config: Any = getattr(parts.attention, "config", None)
+    if getattr(config, "_attn_implementation", None) not in _ATTENTIONS or not native.has_int8():
         return None
-    inside = (*parts.linears, parts.attention_norm, parts.norm, parts.attention, *parts.others)
-    for one in inside:
-        if one._forward_hooks or one._forward_pre_hooks or "forward" in one.__dict__:
-            return None
-    taken: list[tuple[Stored, Tensor]] = []
+    taken: list[tuple[Stored, Tensor | None]] = []
+    followed = [x, mask]
     for linear in parts.linears:
         if type(linear) is not QuantizedLinear:
             return None
         weight = cast(CodebookWeight, linear._modules["weight_codebook"])
-        stored, bias = weight.stored(), cast(Tensor, linear._parameters["bias"])
+        stored, bias = weight.stored(), linear._parameters["bias"]
         if weight.compute != "int8" or not native.takes_int8(stored, x, bias):
             return None
+        if bias is not None and bias.shape != (stored.shape[0],):
+            return None
         taken.append((stored, bias))
-    query, key, value = (stored for stored, _ in taken[:3])
+        followed += [stored.levels, bias]
+    query, key, value, output, up, down = (stored for stored, _ in taken)
     if not query.block[1] == key.block[1] == value.block[1]:
         return None  # tokens are rounded once for the three, with sums over the same runs of columns
-    trained = [taken[0][0].levels]
+    rows, hidden = query.shape
+    heads = _heads(parts.attention)
+    fits = (
+        x.shape[-1] == hidden
+        and query.shape == key.shape == value.shape
+        and output.shape == [hidden, rows]
+        and up.shape == [down.shape[1], hidden]
+        and down.shape[0] == hidden
+        and rows % heads == 0
+        and rows // heads in _WIDTHS
+    )
     for norm in (parts.attention_norm, parts.norm):
-        if type(norm) is not nn.LayerNorm or norm.weight is None or norm.bias is None:
+        if type(norm) is not nn.LayerNorm or norm.normalized_shape != (hidden,):
             return None
-        if norm.weight.dtype != x.dtype:
-            return None
-        trained.append(norm.weight)
-    if torch.is_grad_enabled() and any(one.requires_grad for one in trained):
-        return None
-    width = taken[0][0].shape[0] // _heads(parts.attention)
-    return None if width % 16 or width > 64 else taken
+        for one in (norm.weight, norm.bias):
+            if one is None or one.dtype != x.dtype or not one.is_cpu:
+                return None
+            followed.append(one)
+    return taken if fits and x.numel() and ops.direct(*followed) else None
+
+
+_ATTENTIONS = ("eager", "sdpa")  # others may look elsewhere
+_WIDTHS = (16, 32, 48, 64)  # of a head
 
 
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
@@ -231,12 +289,34 @@ def fuse(layer: nn.Module) -> None:
     except (KeyError, AttributeError):
         return  # another class of that name
     decoder = getattr(layer, "is_decoder", False) or getattr(parts.attention, "is_causal", False)
-    done = isinstance(parts.up, QuantizedLinear) and parts.up.activation != "none"
-    if done and not decoder and hasattr(parts.attention, "scaling"):
+    done = isinstance(parts.up, QuantizedLinear) and parts.up._followed_by != "none"
+    inside = _modules(layer)
+    # a class of somebody else's may do something else
+    known = all(type(one).__module__.startswith(_KNOWN) for one in (layer, *inside))
+    if done and known and not decoder and hasattr(parts.attention, "scaling"):
         layer.__class__ = _fused_class(type(layer))
+        layer.__dict__["_inside"] = tuple(map(type, inside))
+
+
+_KNOWN = ("torch.nn.", "transformers.", "lexibit.")
 
 
 def unfuse(layer: nn.Module) -> None:
     """Undo :func:`fuse`."""
     if isinstance(layer, FusedLayer):
-        layer.__class__ = type(layer)._plain  # type: ignore[attr-defined]
+        plain: Any = layer._plain
+        layer.__class__ = plain
+        layer.__dict__.pop("_inside", None)
+
+
+def undo(model: nn.Module) -> None:
+    """Let a model's weights compute in float32, and each module do its own work."""
+    for module in list(model.modules()):
+        unfuse(module)
+        if isinstance(module, CodebookWeight):
+            module.__dict__.pop("compute", None)
+        if isinstance(module, QuantizedLinear):
+            module.__dict__.pop("_followed_by", None)
+        for name, child in list(module._modules.items()):
+            if isinstance(child, Done):
+                setattr(module, name, child.activation)

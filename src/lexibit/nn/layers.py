@@ -16,11 +16,11 @@ class QuantizedLinear(Quantized, nn.Linear):
     """``nn.Linear`` from codes."""
 
     weight_codebook: CodebookWeight
-    activation: str = "none"  # what follows at once: lexibit.optimize sets it
+    _followed_by: str = "none"  # the activation that it does too, which lexibit.optimize chooses
 
     def forward(self, input: Tensor) -> Tensor:
         """``input @ W.T + bias``."""
-        return self.weight_codebook.linear(input, self.bias, activation=self.activation)
+        return self.weight_codebook.linear(input, self.bias, activation=self._followed_by)
 
 
 class QuantizedConv1D(Quantized, Conv1D):

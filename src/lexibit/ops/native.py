@@ -37,6 +37,7 @@ DTYPES = (torch.float32,)
 _DTYPES = ((torch.uint8,), DTYPES, (torch.int32,), (torch.uint8,))  # of a weight's parts
 _FORMS = {form.value: number for number, form in enumerate(LevelForm)}
 _ACTIVATIONS = {name: number for number, name in enumerate(reference.ACTIVATIONS)}
+_INT8_LONGEST = 1 << 16  # columns whose sums of products fit 32 bits
 _INT8_RUN = 64  # columns with the same levels, that the int8 kernels multiply in one go
 # multiplications, or numbers, for which a second thread is not worth its start; in int8 they take less time
 _SMALL = 1 << 15
@@ -146,6 +147,8 @@ def why_not_int8(columns: int, run: int, extra: tuple[int, ...], masked: bool) -
         return "a mask says which of its weights are zero"
     if run < columns and run % _INT8_RUN:
         return f"its groups are runs of {run} columns, no multiple of {_INT8_RUN}"
+    if _INT8_LONGEST < run < columns and run % _INT8_LONGEST:
+        return f"its groups are runs of {run} columns, more than {_INT8_LONGEST} and no multiple of that"
     return ""
 
 
@@ -217,7 +220,7 @@ def linear_int8(x: Tensor, weight: Stored, bias: Tensor | None, activation: str)
 def encoder_layer(
     x: Tensor,
     mask: Tensor | None,
-    linears: list[tuple[Stored, Tensor]],
+    linears: list[tuple[Stored, Tensor | None]],
     norms: list[tuple[Tensor, Tensor, float]],
     heads: int,
     scaling: float,
@@ -241,13 +244,15 @@ def encoder_layer(
     out = torch.empty_like(x)
     name = chosen().name
     weights = [_weight(weight) for weight, _ in linears]
+    biases = [None if bias is None else bias.contiguous() for _, bias in linears]
+    norms = [(weight.contiguous(), bias.contiguous(), epsilon) for weight, bias, epsilon in norms]
     rows, columns = matrix_shape(tuple(linears[-1][0].shape))
     _kernels.encoder_layer(
         name,
         _threads(x.shape[0] * x.shape[1] * rows * columns, _SMALL_INT8),
         tuple(
             (numbers, 0 if bias is None else bias.data_ptr())
-            for (_, numbers, _), (_, bias) in zip(weights, linears, strict=True)
+            for (_, numbers, _), bias in zip(weights, biases, strict=True)
         ),
         tuple((weight.data_ptr(), bias.data_ptr(), epsilon) for weight, bias, epsilon in norms),
         heads,

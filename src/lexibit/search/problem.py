@@ -11,9 +11,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lexibit.config import LexibitConfig, Recipe
-from lexibit.errors import LexibitError
+from lexibit.errors import LexibitError, unknown
 from lexibit.importance import Magnitude
 from lexibit.nn import codebooks
+from lexibit.ops import COMPUTE
 from lexibit.optimize import optimize
 from lexibit.plan import Plan, PlannedWeight
 from lexibit.search.codes import Codes
@@ -66,6 +67,8 @@ class Problem:
         reuse: bool = True,
         compute: str = "float32",
     ) -> None:
+        if compute not in COMPUTE:
+            raise unknown("compute", compute, COMPUTE)
         if codebooks(model):
             raise LexibitError("the model is quantized already: give the float model")
         plan = Plan.of(model, config)
