@@ -720,6 +720,9 @@ def test_search_writes_a_plan_that_quantize_takes(run, run_json, fails, float_fo
     assert code == 0, err
     assert "bert.encoder.layer.1" in shown
     assert "held out, accuracy x 100: float" in shown
+    # no terminal to draw a table on: a line for every trial
+    assert "all layers, trial 0: E 0, 1-C " in err
+    assert len(re.findall(r", trial \d+: ", err)) == 17 + 2 * 4
     plan = json.loads(out.read_text())
     search = plan["search"]
     assert search["found"] <= search["start"]
@@ -731,7 +734,13 @@ def test_search_writes_a_plan_that_quantize_takes(run, run_json, fails, float_fo
     assert run_json(*line)["found"] == search["found"]
     assert json.loads(out.read_text())["config"] == json.loads(before)["config"]
     out.unlink()
-    assert "was begun with config" in fails(*line, "--bits", "3")
+    code, _, err = run(*line)
+    assert (code, "trial 0" in err) == (0, False)
+    assert "study 'plan': 25 trials are there from before, and count" in err
+    out.unlink()
+    assert "was begun with config.bits 2, now it is 3" in fails(*line, "--bits", "3")
+    other = float_folder(folder="other", seed=1)
+    assert "was begun with different model" in fails(*line[:1], other, *line[2:])
     out.write_text(before)
     quantized = run_json("quantize", model, tmp_path / "packed", "--plan", out)
     assert json.loads((tmp_path / "packed" / "search.json").read_text()) == json.loads(before)
@@ -755,12 +764,13 @@ def test_search_on_text_and_what_it_refuses(run_json, fails, float_folder, class
     assert found["held_out"] is None
     assert found["float"] == 0 < found["found"] <= found["start"]
     (tmp_path / "plan.json").unlink()
+    (tmp_path / "plan.db").unlink()
     assert "give either --task NAME" in fails(*line)
     for idle, needed in (
         (("--objective", "loss"), "--task"),
         (("--dev-limit", "5"), "--task"),
         (("--mode", "manual", "--trials", "3"), "--mode model-wise or layer-wise"),
-        (("--budget", "3", "--study", "x"), "--mode or --refine"),
+        (("--budget", "3", "--sampler", "tpe"), "--mode model-wise or layer-wise, or --refine"),
         (("--refine", "3"), "--budget"),
     ):
         assert f"goes with {needed}" in fails(*line, "--text", text, *idle)
@@ -768,7 +778,22 @@ def test_search_on_text_and_what_it_refuses(run_json, fails, float_folder, class
     assert "its folder does not exist" in fails(*away)
     assert "give either --task NAME" in fails(*line, "--task", "classification", "--text", text)
     assert "unknown --mode 'hand'" in fails(*line, "--text", text, "--mode", "hand")
+    assert "unknown --sampler 'grid'" in fails(*line, "--text", text, "--sampler", "grid")
+    assert "unknown --compute 'int4'" in fails(*line, "--text", text, "--compute", "int4")
+    assert "unknown --objective 'los'" in fails(*line, "--task", "classification", "--objective", "los")
+    assert "trains none" in fails(*line, "--task", "sts", "--data", classified)
+    assert "known: causal-lm, classification" in (unknown := fails(*line, "--task", "classifier"))
+    assert ", sts," not in unknown
+    assert f"--figures {text}: is a file" in fails(*line, "--text", text, "--figures", text)
+    assert "leave --bits out" in fails(*line, "--text", text, "--budget", "3")
+    bare = tmp_path / "bare.safetensors"
+    bare.write_bytes((model / "model.safetensors").read_bytes())
+    assert "give its folder" in fails("search", bare, "--out", tmp_path / "plan.json", "--text", text)
     assert "does not use importances" in fails(*line, "--text", text, "--scheme", "lq")
+    for budget, message in (("1", "cannot be kept"), ("30", "leaves nothing to choose")):
+        assert message in fails(*line[:-2], "--text", text, "--budget", budget)
+    # nothing of these is left behind
+    assert not list(tmp_path.glob("*.db"))
     assert "cannot be used" in fails(*line, "--text", text, "--storage", "sqlite:////no/such/place.db")
 
 
@@ -778,21 +803,29 @@ def test_search_for_bits_keeps_its_budget(run, run_json, float_folder, classifie
     line += ["--task", "classification", "--data", classified, "--out", out]
     code, shown, err = run(*line)
     assert code == 0, err
-    assert "stored bits a weight; 0 trials" in shown
+    assert "; no importance, the same bits for all layers" in shown
+    assert "; 24 trials" in shown
+    assert "each layer alone, trial 0: bert.embeddings in 1 bits: loss" in err
     report = json.loads(out.read_text())["search"]
     assert report["mode"] is None
+    assert list(report["stages"]) == ["each layer alone"]
     assert len(report["sensitivities"]["bert.pooler"]) == 6
+    assert report["start_bits_per_weight"] <= 6
     packed = run_json("quantize", model, tmp_path / "packed", "--plan", out)
     assert packed["bits_per_weight"] == pytest.approx(report["bits_per_weight"])
     assert report["bits_per_weight"] <= 6
+    # which a second search of the same study need not measure again
     line[-1], figures = tmp_path / "refined.json", tmp_path / "figures"
+    line += ["--study", "plan", "--storage", f"sqlite:///{tmp_path / 'plan.db'}"]
     code, shown, err = run(*line, "--refine", "4", "--figures", figures)
     assert code == 0, err
-    assert "stored bits a weight; 4 trials" in shown
+    assert "; 28 trials" in shown
+    assert "study 'plan': 24 trials are there from before" in err
+    assert "alone, trial" not in err
     refined = json.loads((tmp_path / "refined.json").read_text())["search"]
-    assert list(refined["stages"]) == ["bits"]
-    assert refined["stages"]["bits"][0]["value"] == report["found"]
-    assert refined["found"] == min(trial["value"] for trial in refined["stages"]["bits"])
+    assert list(refined["stages"]) == ["each layer alone", "all bits"]
+    assert refined["stages"]["all bits"][0]["value"] == report["found"]
+    assert refined["found"] == min(trial["value"] for trial in refined["stages"]["all bits"])
     assert refined["bits_per_weight"] <= 6
     assert (figures / "history.svg").exists()
 

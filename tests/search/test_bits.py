@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.storages import BaseStorage
 
 import lexibit
 from lexibit import LexibitConfig, LexibitError
 from lexibit.fidelity import Reference
-from lexibit.search import Problem, Setting, refine, search, sensitivities, under
+from lexibit.search import Problem, Setting, check_budget, refine, search, sensitivities, under, uniform
 from lexibit.search.allocation import Option
 from lexibit.search.objective import Distance
 from lexibit.search.trials import storage
@@ -27,8 +28,16 @@ def problem(tiny_model: Any, tiny_tokenizer: Any) -> Problem:
     return Problem(model, CODES, Distance(Reference(model, tiny_tokenizer(), TEXTS)))
 
 
-def test_damages_are_of_one_layer_alone_and_bytes_are_those_stored(problem: Problem) -> None:
-    found = sensitivities(problem, (1, 3, 6), progress=False)
+@pytest.fixture
+def where(tmp_path: Path) -> BaseStorage:
+    return storage(f"sqlite:///{tmp_path / 'a.db'}")
+
+
+def test_damages_are_of_one_layer_alone_and_bytes_are_those_stored(
+    problem: Problem, where: BaseStorage
+) -> None:
+    found, trials = sensitivities(problem, (1, 3, 6), study="s", where=where)
+    assert len(trials) == 3 * len(problem.layers)
     assert list(found) == [layer.name for layer in problem.layers]
     one = found["encoder.layer.1"][1]
     assert (one.bits, [option.bits for option in found["pooler"]]) == (3, [1, 3, 6])
@@ -41,17 +50,41 @@ def test_damages_are_of_one_layer_alone_and_bytes_are_those_stored(problem: Prob
         assert some[0].damage >= some[1].damage >= some[2].damage
 
 
+def test_what_a_layer_does_alone_is_measured_once(
+    problem: Problem, where: BaseStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Mapping[str, Setting]] = []
+    value = problem.value
+
+    def stopped(settings: Mapping[str, Setting], **more: Any) -> float:
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        calls.append(settings)
+        return value(settings, **more)
+
+    monkeypatch.setattr(problem, "value", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sensitivities(problem, (1, 3), study="s", where=where)
+    monkeypatch.setattr(problem, "value", lambda *of, **more: calls.append(*of) or value(*of, **more))
+    found = sensitivities(problem, (1, 3), study="s", where=where)
+    assert len(calls) == 2 * len(problem.layers)
+    whole = storage("sqlite:///:memory:")
+    assert sensitivities(problem, (1, 3), study="s", where=whole)[0] == found[0]
+    with pytest.raises(LexibitError, match=r"each layer alone: was begun with widths \[1, 3\], now"):
+        sensitivities(problem, (1, 4), study="s", where=where)
+
+
 @pytest.mark.parametrize("mode", [None, "manual"])
 def test_a_budget_is_kept_by_the_model_that_comes_out(
-    problem: Problem, tmp_path: Path, mode: str | None
+    problem: Problem, where: BaseStorage, mode: str | None
 ) -> None:
-    options = sensitivities(problem, progress=False)
-    bits = under(options, 4.5, problem)
+    options, _ = sensitivities(problem, study="s", where=where)
+    bits, same = under(options, 4.5, problem), uniform(options, 4.5, problem)
     assert len(set(bits.values())) > 1
-    where = storage(f"sqlite:///{tmp_path / 'a.db'}")
-    found = search(problem, mode, 1, bits=bits, study="s", where=where)
+    found = search(problem, mode, 1, bits=bits, before=same, study="s", where=where)
     assert found.value <= problem.value({name: Setting(bits=one) for name, one in bits.items()})
-    assert found.start == problem.value({})
+    assert found.before == {name: Setting(bits=one) for name, one in same.items()}
+    assert found.start == problem.value(found.before)
     counted = problem.bits_per_weight(found.settings)
     plan = lexibit.quantize(problem.model, problem.result(found.settings), progress=False)
     assert plan.bits_per_weight == pytest.approx(counted)
@@ -60,7 +93,7 @@ def test_a_budget_is_kept_by_the_model_that_comes_out(
 
 
 def test_refining_keeps_the_budget_and_gains_where_damages_do_not_add_up(
-    problem: Problem, tmp_path: Path
+    problem: Problem, where: BaseStorage
 ) -> None:
     names = [layer.name for layer in problem.layers]
     # what is best together is the opposite of what is best alone
@@ -86,7 +119,6 @@ def test_refining_keeps_the_budget_and_gains_where_damages_do_not_add_up(
     first = under(options, 4.0, problem)
     assert first["encoder.layer.1"] > first["encoder.layer.0"]
     problem.value = value  # type: ignore[method-assign]
-    where = storage(f"sqlite:///{tmp_path / 'a.db'}")
     found, trials = refine(options, 4.0, problem, 24, study="s", where=where)
     assert calls[0] == first
     assert all(calls[number] not in calls[:number] for number in range(len(calls)))
@@ -113,22 +145,69 @@ def test_refining_keeps_the_budget_and_gains_where_damages_do_not_add_up(
         refine(options, 5.0, problem, 24, study="s", where=where)
 
 
-def test_what_cannot_be_is_refused(problem: Problem, tiny_model: Any) -> None:
+def test_the_same_bits_for_all_layers_are_the_most_that_the_budget_allows(
+    problem: Problem, where: BaseStorage
+) -> None:
+    options, _ = sensitivities(problem, study="s", where=where)
+
+    def takes(width: int) -> float:
+        return problem.bits_per_weight({layer.name: Setting(bits=width) for layer in problem.layers})
+
+    for budget in (takes(1), takes(3), (takes(3) + takes(4)) / 2, takes(6)):
+        found = uniform(options, budget, problem)
+        assert set(found) == set(options)
+        (width,) = set(found.values())
+        assert takes(width) <= budget
+        assert width == 6 or takes(width + 1) > budget
+    # a layer that cannot takes what it can
+    options["pooler"] = [one for one in options["pooler"] if one.bits != 3]
+    found = uniform(options, takes(3), problem)
+    assert (found.pop("pooler"), set(found.values())) == (2, {3})
+    options["pooler"] = options["pooler"][4:]
+    assert uniform(options, takes(4), problem)["pooler"] == options["pooler"][0].bits == 6
+
+
+def test_a_budget_that_leaves_nothing_to_choose_is_refused(problem: Problem) -> None:
+    least, most = (
+        problem.bits_per_weight({layer.name: Setting(bits=width) for layer in problem.layers})
+        for width in (1, 6)
+    )
+    check_budget(least, problem)
+    check_budget((least + most) / 2, problem)
+    with pytest.raises(LexibitError, match=r"cannot be kept: the .* take \d.*; larger groups, or --levels"):
+        check_budget(1.1, problem)
+    for budget in (0.5, -1.0):
+        with pytest.raises(LexibitError, match=r"cannot be kept: .* codes alone take 1: give more"):
+            check_budget(budget, problem)
+    with pytest.raises(LexibitError, match="cannot be kept"):
+        check_budget(float("nan"), problem)
+    for budget in (most, 32.0, float("inf")):
+        with pytest.raises(LexibitError, match=r"nothing to choose: 6 bits in all layers take .*--bits 6"):
+            check_budget(budget, problem)
+
+
+def test_what_cannot_be_is_refused(problem: Problem, where: BaseStorage) -> None:
     with pytest.raises(LexibitError, match="bits must be whole numbers from 1 to 8, not 9"):
-        sensitivities(problem, (9,), progress=False)
-    with pytest.raises(
-        LexibitError, match=r"a budget of 1\.0 stored bits a weight cannot be kept: the .* take \d"
-    ):
-        under(sensitivities(problem, (2,), progress=False), 1.0, problem)
-    for budget in (float("nan"), float("inf"), -1.0):
-        with pytest.raises(LexibitError, match="cannot be kept"):
-            under(sensitivities(problem, (2,), progress=False), budget, problem)
+        sensitivities(problem, (9,), study="s", where=where)
+    options, _ = sensitivities(problem, (2,), study="two", where=where)
+    for budget, message in ((1.0, "fewest bits take"), (float("nan"), "not nan"), (float("inf"), "not inf")):
+        with pytest.raises(LexibitError, match=message):
+            under(options, budget, problem)
     values = iter([0.0, 0.0, 0.0, float("nan"), 1.0])
     twice = Problem(
         problem.model, LexibitConfig("binary", 2, include=["pooler*"]), lambda model: next(values)
     )
-    assert [one.bits for one in sensitivities(twice, (1, 2), progress=False)["pooler"]] == [2]
+    found, trials = sensitivities(twice, (1, 2), study="twice", where=where)
+    assert [one.bits for one in found["pooler"]] == [2]
+    assert [trial.fault for trial in trials] == ["the objective is nan", None]
+    nothing = iter([0.0] * 3 + [float("nan")] * 2)
+    never = Problem(
+        problem.model, LexibitConfig("binary", 2, include=["pooler*"]), lambda model: next(nothing)
+    )
+    with pytest.raises(LexibitError, match="pooler: no width could be measured: the objective is nan"):
+        sensitivities(never, (1, 2), study="never", where=where)
     symmetric = Problem(problem.model, LexibitConfig("aciq", 3), problem._objective)
-    assert [one.bits for one in sensitivities(symmetric, (1, 2), progress=False)["pooler"]] == [2]
-    with pytest.raises(LexibitError, match=r"embeddings: none of \[1\] bits works"):
-        sensitivities(symmetric, (1,), progress=False)
+    found, _ = sensitivities(symmetric, (1, 2), study="aciq", where=where)
+    assert [one.bits for one in found["pooler"]] == [2]
+    with pytest.raises(LexibitError, match=r"embeddings: its scheme works with none of \[1\] bits"):
+        sensitivities(symmetric, (1,), study="none", where=where)

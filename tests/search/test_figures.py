@@ -25,7 +25,9 @@ def made(*, bits: int | None = None, flat: bool = False) -> Found:
         "encoder.layer.0": Setting(Magnitude(0.5, 0.999, 0.1), bits),
         "encoder.layer.1": Setting(bits=bits),
     }
-    return Found(settings, 1.0, 0.5, {"all layers": first, "encoder.layer.0": second})
+    alone = [Trial(0, {"layer": 0, "bits": 2}, 9.0, 0.1)]
+    stages = {"each layer alone": alone, "all layers": first, "encoder.layer.0": second}
+    return Found(settings, settings, 1.0, 0.5, stages)
 
 
 def texts(file: Path) -> str:
@@ -37,6 +39,7 @@ def test_every_figure_is_drawn_and_names_what_it_shows(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["history.svg", "importance.svg", "layers.svg"]
     assert "least so far" in texts(files[0])
     assert "encoder.layer.0" in texts(files[0])
+    assert "alone" not in texts(files[0])
     assert all(name in texts(files[1]) for name in ("E", "1-C", "P", "variance of the loss"))
     assert "bits" in texts(files[2])
     assert "encoder.layer.1" in texts(files[2])
@@ -51,5 +54,5 @@ def test_the_same_search_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_what_there_is_nothing_of_is_not_drawn(tmp_path: Path) -> None:
     assert [file.name for file in draw(made(flat=True), "loss", tmp_path)] == ["history.svg", "layers.svg"]
-    alone = Found({"a": Setting(bits=2)}, 1.0, 0.5)
+    alone = Found({"a": Setting(bits=2)}, {"a": Setting(bits=2)}, 1.0, 0.5)
     assert [file.name for file in draw(alone, "loss", tmp_path)] == ["layers.svg"]

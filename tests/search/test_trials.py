@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lexibit.errors import LexibitError
-from lexibit.search.trials import Trials, storage
+from lexibit.search.trials import Trials, finished, storage
 
 RANGES = {"x": (-2.0, 2.0, False), "y": (1e-3, 1.0, True)}
 STARTS = [{"x": 1.5, "y": 1.0}, {"x": -1.0, "y": 0.5}]
@@ -26,7 +26,8 @@ def bowl(at: Mapping[str, float]) -> float:
 
 
 def study(file: Path, name: str = "one", **more: object) -> Trials:
-    return Trials(name, storage(f"sqlite:///{file}"), RANGES, STARTS, **more)  # type: ignore[arg-type]
+    where = storage(f"sqlite:///{file}")
+    return Trials(name, "first", where, RANGES, STARTS, **more)  # type: ignore[arg-type]
 
 
 def tried(trials: Trials) -> list[tuple[int, dict[str, float], float]]:
@@ -54,7 +55,7 @@ def test_a_seed_decides_all(tmp_path: Path, sampler: str) -> None:
     assert found[0] != found[2]
 
 
-# tries with a wait, and tells when it is in the middle of one
+# tries with a wait, and tells when it is in the middle of one, and how often it was
 _WORKER = """
 import sys, time
 from pathlib import Path
@@ -62,7 +63,8 @@ sys.path.insert(0, {tests!r})
 from test_trials import bowl, study
 
 def slow(at):
-    Path({flag!r}).write_text("busy")
+    with Path({flag!r}).open("a") as told:
+        told.write("busy ")
     time.sleep({wait})
     return bowl(at)
 
@@ -105,6 +107,8 @@ def test_two_processes_share_the_trials(tmp_path: Path) -> None:
     assert [one.wait(timeout=300) for one in both] == [0, 0]
     trials = study(file, seed=3)
     assert [trial.number for trial in trials.done(99)] == list(range(12))
+    # and none is made twice
+    assert sum(len((tmp_path / name).read_text().split()) for name in ("a", "b")) == 12
     with sqlite3.connect(file) as opened:
         (workers,) = opened.execute(
             "select count(distinct value_json) from trial_user_attributes where key = 'worker'"
@@ -123,22 +127,26 @@ def test_more_trials_than_are_asked_for_do_not_count(tmp_path: Path) -> None:
     assert trials.best(5).value == -1
 
 
-def test_a_place_that_two_take_counts_once_and_neither_fails(tmp_path: Path) -> None:
+def test_of_two_that_take_a_place_one_gets_it(tmp_path: Path) -> None:
     one, other = study(tmp_path / "a.db"), study(tmp_path / "a.db")
-    seen: list[float] = []
+    seen: list[object] = []
 
     def meanwhile(at: Mapping[str, float]) -> float:
-        # the other takes the same place, and is first to end
-        if not seen:
-            found = other._one(0, lambda at: 7.0)
-            seen.append(found.value)
+        if not seen:  # the other saw the place free as well, and is later
+            seen.append(other._one(0, lambda at: 7.0))
         return bowl(at)
 
     one.run(meanwhile, 2)
-    assert seen == [7.0]
-    assert [trial.number for trial in one.done(9)] == [0, 1]
-    # the earlier trial counts
-    assert one.done(9)[0].value == bowl(STARTS[0])
+    assert seen == [None]
+    assert [(trial.number, trial.value) for trial in one.done(9)] == list(enumerate(map(bowl, STARTS)))
+
+
+def test_what_a_search_has_is_counted_over_its_stages(tmp_path: Path) -> None:
+    where = storage(f"sqlite:///{tmp_path / 'a.db'}")
+    assert finished(where, "one") == 0
+    for name, stage, count in (("one", "first", 3), ("one", "second", 2), ("one more", "first", 2)):
+        Trials(name, stage, where, RANGES, STARTS).run(bowl, count)
+    assert finished(where, "one") == 5
 
 
 def test_a_trial_that_was_given_up_meanwhile_is_tried_again(tmp_path: Path) -> None:
@@ -161,6 +169,8 @@ def test_many_processes_may_make_the_database(tmp_path: Path) -> None:
     four = [worker(tmp_path / "new.db", tmp_path / str(number), 0.0, 3) for number in range(4)]
     assert [one.wait(timeout=300) for one in four] == [0, 0, 0, 0]
     assert len(study(tmp_path / "new.db", seed=3).done(9)) == 3
+    told = [tmp_path / str(number) for number in range(4)]
+    assert sum(len(file.read_text().split()) for file in told if file.exists()) == 3
 
 
 def test_a_trial_that_fails_is_told_and_the_search_goes_on(tmp_path: Path) -> None:
@@ -182,7 +192,7 @@ def test_a_trial_that_fails_is_told_and_the_search_goes_on(tmp_path: Path) -> No
     nothing = study(tmp_path / "a.db", "two")
     nothing.run(lambda at: math.inf, 2)
     with pytest.raises(
-        LexibitError, match=r"'two': none of its 2 trials succeeded \(the objective is inf\): mend"
+        LexibitError, match=r"'two', first: none of its 2 trials succeeded \(the objective is inf\): mend"
     ):
         nothing.best(2)
 
@@ -203,9 +213,18 @@ def test_an_error_that_is_no_trials_own_stops_and_the_place_is_tried_again(tmp_p
 def test_a_study_with_other_settings_is_refused(tmp_path: Path) -> None:
     study(tmp_path / "a.db", settings={"bits": 3})
     with pytest.raises(
-        LexibitError, match=r"study 'one': was begun with bits 3, now it is 2: go on .*--study"
+        LexibitError, match=r"study 'one', first: was begun with bits 3, now it is 2: go on .*--study"
     ):
         study(tmp_path / "a.db", settings={"bits": 2})
+    with pytest.raises(LexibitError, match="was begun with bits 3, now it is not given"):
+        study(tmp_path / "a.db")
+    nested = {"config": {"bits": 3, "scheme": "binary"}, "model_sha256": "00"}
+    study(tmp_path / "a.db", "two", settings=nested)
+    other = {"config": {"bits": 3, "scheme": "lq"}}
+    with pytest.raises(LexibitError, match=r"was begun with config\.scheme 'binary', now it is 'lq'"):
+        study(tmp_path / "a.db", "two", settings=nested | other)
+    with pytest.raises(LexibitError, match="was begun with different model:"):
+        study(tmp_path / "a.db", "two", settings=nested | {"model_sha256": "01"})
     with pytest.raises(LexibitError, match="was begun with seed 0, now it is 1"):
         study(tmp_path / "a.db", settings={"bits": 3}, seed=1)
     with pytest.raises(LexibitError, match=r"unknown sampler 'grid'.*known: gp, tpe"):

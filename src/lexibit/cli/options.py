@@ -108,14 +108,15 @@ def _config(
     )
     if config is None:
         return asked
-    typed = [name for name in inspect.signature(_config).parameters if _typed(context, name)]
-    if len(typed) > 1:
-        others = ", ".join(f"--{name.replace('_', '-')}" for name in typed if name != "config")
+    given = [name for name in inspect.signature(_config).parameters if typed(context, name)]
+    if len(given) > 1:
+        others = ", ".join(f"--{name.replace('_', '-')}" for name in given if name != "config")
         raise LexibitError(f"--config {config} says all: leave {others} out")
     return _config_in(config)
 
 
-def _typed(context: typer.Context, name: str) -> bool:
+def typed(context: typer.Context, name: str) -> bool:
+    """Whether an option stands in the command, and is not its default."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 

@@ -3,18 +3,21 @@
 Needs the packages of the extra ``search``.
 """
 
-from lexibit.search.bits import REFINEMENT, refine, sensitivities, under
+from lexibit.search.bits import ALONE, REFINEMENT, check_budget, refine, sensitivities, under, uniform
 from lexibit.search.figures import draw
 from lexibit.search.heldout import fingerprint, held_out
-from lexibit.search.modes import MODES, Found, search
+from lexibit.search.modes import MODES, Found, check_mode, search
 from lexibit.search.problem import Problem, Setting
 
 __all__ = [
+    "ALONE",
     "MODES",
     "REFINEMENT",
     "Found",
     "Problem",
     "Setting",
+    "check_budget",
+    "check_mode",
     "draw",
     "fingerprint",
     "held_out",
@@ -22,4 +25,5 @@ __all__ = [
     "search",
     "sensitivities",
     "under",
+    "uniform",
 ]

@@ -10,33 +10,27 @@ from optuna.storages import BaseStorage
 
 from lexibit.errors import LexibitError
 from lexibit.packing import MAX_BITS, MIN_BITS
-from lexibit.progress import progress_bar
 from lexibit.search.allocation import Option, allocate
 from lexibit.search.layers import Layer
 from lexibit.search.problem import Problem, Setting
 from lexibit.search.trials import Parameters, Trial, Trials
 
 WIDTHS = tuple(range(1, 7))
-REFINEMENT = "bits"
-"""The stage in which allocations are tried on the whole model."""
+ALONE = "each layer alone"
+"""The stage in which each layer alone is quantized at each width; no module is called so."""
+REFINEMENT = "all bits"
+"""The stage in which allocations are tried on the whole model; no module is called so."""
 
 # how much more, or less, a layer's damage may count than it did alone
 _FACTORS = (1 / 16, 16.0, True)
 
 
-def sensitivities(
-    problem: Problem, widths: Sequence[int] = WIDTHS, *, progress: bool = True
-) -> dict[str, list[Option]]:
-    """What every layer does to the objective at every width, when it alone is quantized.
+def sizes(problem: Problem, widths: Sequence[int] = WIDTHS) -> dict[str, dict[int, int]]:
+    """All bytes that are stored of every layer, by the bits of a code.
 
     Args:
-        problem: the model and its objective.
-        widths: bits of a code; a layer goes without those that its scheme cannot work with, or with which the
-            objective is no number.
-        progress: whether to draw a progress bar on the terminal.
-
-    Returns:
-        By layer, for each width: all bytes that are stored, and the objective less that of the float model.
+        problem: the model.
+        widths: bits of a code; a layer goes without those that its scheme cannot work with.
 
     Raises:
         LexibitError: a width that is none, or a layer that can work with none of them.
@@ -44,25 +38,112 @@ def sensitivities(
     for bits in widths:
         if isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
             raise LexibitError(f"bits must be whole numbers from {MIN_BITS} to {MAX_BITS}, not {bits!r}")
-    found: dict[str, list[Option]] = {}
-    with progress_bar(progress) as bar:
-        task = bar.add_task("one layer at a time", total=len(problem.layers) * len(widths))
-        for layer in problem.layers:
-            some = found[layer.name] = []
-            for bits in widths:
-                setting = Setting(bits=bits)
-                if _possible(layer, bits):
-                    value = problem.value({layer.name: setting}, changing=layer.name, only=True)
-                    if math.isfinite(value):  # else it is as impossible
-                        damage = value - problem.float_value
-                        some.append(Option(bits, problem.nbytes(layer, setting), damage))
-                bar.advance(task)
-            if not some:
-                raise LexibitError(
-                    f"{layer.name}: none of {list(widths)} bits works: its scheme takes none of them, or the "
-                    "objective is no number with any"
-                )
+    found = {}
+    for layer in problem.layers:
+        possible = [bits for bits in widths if _possible(layer, bits)]
+        if not possible:
+            raise LexibitError(f"{layer.name}: its scheme works with none of {list(widths)} bits")
+        found[layer.name] = {bits: problem.nbytes(layer, Setting(bits=bits)) for bits in possible}
     return found
+
+
+def check_budget(budget: float, problem: Problem, widths: Sequence[int] = WIDTHS) -> None:
+    """See that a budget leaves something to choose, before anything is measured.
+
+    Args:
+        budget: mean stored bits of the weights that are quantized, every byte counted.
+        problem: the model.
+        widths: bits of a code.
+
+    Raises:
+        LexibitError: the fewest bits take more, or the most do not take as much; or as of :func:`sizes`.
+    """
+    possible = sizes(problem, widths)
+    weights = sum(layer.size for layer in problem.layers)
+    least, most = (8 * sum(pick(one.values()) for one in possible.values()) / weights for pick in (min, max))
+    if not least <= budget:
+        codes = sum(layer.size * min(possible[layer.name]) for layer in problem.layers) / weights
+        remedy = (
+            "larger groups, or --levels-dtype float16, take less"
+            if budget >= codes
+            else f"codes alone take {codes:g}: give more"
+        )
+        raise LexibitError(
+            f"a budget of {budget:g} stored bits a weight cannot be kept: the fewest bits of all layers take "
+            f"{least:.3f}; {remedy}"
+        )
+    if budget >= most:
+        raise LexibitError(
+            f"a budget of {budget:g} stored bits a weight leaves nothing to choose: {max(widths)} bits in "
+            f"all layers take {most:.3f}; give less, or quantize with --bits {max(widths)}"
+        )
+
+
+def sensitivities(
+    problem: Problem,
+    widths: Sequence[int] = WIDTHS,
+    *,
+    study: str,
+    where: BaseStorage,
+    seed: int = 0,
+    sampler: str = "gp",
+    settings: Mapping[str, Any] | None = None,
+    seen: Callable[[str, Trial], None] = lambda stage, trial: None,
+) -> tuple[dict[str, list[Option]], list[Trial]]:
+    """What every layer does to the objective at every width, when it alone is quantized.
+
+    Each measurement is a trial of the study's stage ``ALONE``: so a search that was killed does not make them
+    anew, and processes share them.
+
+    Args:
+        problem: the model and its objective.
+        widths: bits of a code; a layer goes without those that its scheme cannot work with, or with which the
+            objective is no number.
+        study: the name of the study in the storage, behind which stands the stage's.
+        where: the storage; what stands there is not measured again.
+        seed: as of the other stages; nothing is drawn here.
+        sampler: as of the other stages; nothing is proposed here.
+        settings: what else the objective depends on, to be the same as in the study that is there.
+        seen: is told of every trial that this process makes, and its stage.
+
+    Returns:
+        By layer, for each width: all bytes that are stored, and the objective less that of the float model;
+        and the trials.
+
+    Raises:
+        LexibitError: a layer whose objective is no number with any width; or as of :func:`sizes` and
+            :class:`~lexibit.search.trials.Trials`.
+    """
+    possible = sizes(problem, widths)
+    names = list(possible)
+    places = [(name, bits) for name, some in possible.items() for bits in some]
+    alone = Trials(
+        study,
+        ALONE,
+        where,
+        {"layer": (0, len(names) - 1, False), "bits": (min(widths), max(widths), False)},
+        [{"layer": names.index(name), "bits": bits} for name, bits in places],
+        seed=seed,
+        sampler=sampler,
+        settings=dict(settings or {}) | {"widths": list(widths)},
+    )
+
+    def value(parameters: Parameters) -> float:
+        name = names[round(parameters["layer"])]
+        return problem.value({name: Setting(bits=round(parameters["bits"]))}, changing=name, only=True)
+
+    alone.run(value, len(places), seen=lambda trial: seen(ALONE, trial))
+    done = alone.done(len(places))
+    found: dict[str, list[Option]] = {name: [] for name in names}
+    for (name, bits), trial in zip(places, done, strict=True):
+        if trial.fault is None:  # else the width is as impossible
+            option = Option(bits, possible[name][bits], trial.value - problem.float_value)
+            found[name].append(option)
+    for name, some in found.items():
+        if not some:
+            fault = next(trial.fault for place, trial in zip(places, done, strict=True) if place[0] == name)
+            raise LexibitError(f"{name}: no width could be measured: {fault}")
+    return found, done
 
 
 def under(options: Mapping[str, Sequence[Option]], budget: float, problem: Problem) -> dict[str, int]:
@@ -76,16 +157,33 @@ def under(options: Mapping[str, Sequence[Option]], budget: float, problem: Probl
         problem: the model.
 
     Raises:
-        LexibitError: the fewest bits take more.
+        LexibitError: the fewest bits take more, or the budget is no finite number.
     """
-    weights = sum(layer.size for layer in problem.layers)
-    least = 8 * sum(min(one.nbytes for one in some) for some in options.values()) / weights
-    if not least <= budget < math.inf:
-        raise LexibitError(
-            f"a budget of {budget} stored bits a weight cannot be kept: the fewest bits of all layers take "
-            f"{least:.3f}; larger groups, or --levels-dtype float16, take less"
-        )
-    return allocate(options, int(budget * weights / 8))
+    if not math.isfinite(budget):
+        raise LexibitError(f"a budget is a number of stored bits a weight, not {budget}")
+    return allocate(options, int(budget * sum(layer.size for layer in problem.layers) / 8))
+
+
+def uniform(options: Mapping[str, Sequence[Option]], budget: float, problem: Problem) -> dict[str, int]:
+    """The most bits, the same for all layers, that keep a budget: what a choice by layer has to better.
+
+    A layer that cannot work with so many gets the most below that, or its fewest.
+
+    Args:
+        options: of :func:`sensitivities`.
+        budget: as for :func:`under`, which must be able to keep it.
+        problem: the model.
+    """
+    found: dict[str, int] = {}
+    for width in sorted({one.bits for some in options.values() for one in some}):
+        bits = {
+            name: max((one.bits for one in some if one.bits <= width), default=some[0].bits)
+            for name, some in options.items()
+        }
+        settings = {name: Setting(bits=one) for name, one in bits.items()}
+        if not found or problem.bits_per_weight(settings) <= budget:
+            found = bits
+    return found
 
 
 def refine(
@@ -143,7 +241,8 @@ def refine(
         return measured[key]
 
     some = Trials(
-        f"{study}/{REFINEMENT}",
+        study,
+        REFINEMENT,
         where,
         dict.fromkeys(options, _FACTORS),
         [dict.fromkeys(options, 1.0)],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from optuna.distributions import FloatDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
+from lexibit.search.bits import ALONE
 from lexibit.search.modes import MODEL, Found
 from lexibit.search.space import RANGES
 from lexibit.search.trials import Trial
@@ -38,9 +39,11 @@ def draw(found: Found, objective: str, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     made: list[Path] = []
     with matplotlib.rc_context(_STYLE):
-        if found.stages:
+        # what single layers do is no step towards what all do
+        stages = {name: trials for name, trials in found.stages.items() if name != ALONE}
+        if stages:
             with _figure(folder / "history.svg", made, 9, 3.2) as figure:
-                _history(figure.subplots(), found, objective)
+                _history(figure.subplots(), stages, objective)
         shares = _shares(found.stages.get(MODEL, []))
         if shares:
             with _figure(folder / "importance.svg", made, 5, 1.8) as figure:
@@ -61,10 +64,10 @@ def _figure(file: Path, made: list[Path], width: float, height: float) -> Iterat
     made.append(file)
 
 
-def _history(axes: Any, found: Found, objective: str) -> None:
+def _history(axes: Any, stages: Mapping[str, list[Trial]], objective: str) -> None:
     first = 0
     least: list[tuple[int, float]] = []
-    for stage, trials in found.stages.items():
+    for stage, trials in stages.items():
         good = [trial for trial in trials if trial.fault is None]
         axes.scatter([first + one.number for one in good], [one.value for one in good], s=9, color=_GREY)
         for trial in good:
@@ -72,7 +75,7 @@ def _history(axes: Any, found: Found, objective: str) -> None:
             least.append((first + trial.number, value))
         if first:
             axes.axvline(first - 0.5, color=_GREY, linewidth=0.6)
-        if len(found.stages) > 1:
+        if len(stages) > 1:
             axes.annotate(
                 stage, (first, 1), xycoords=("data", "axes fraction"), rotation=30, fontsize=7, va="bottom"
             )

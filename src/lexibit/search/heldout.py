@@ -36,11 +36,11 @@ def held_out(
         batch_size: texts at a time.
 
     Returns:
-        ``scores`` of the float model (``float``), as it is configured (``start``) and as it was ``found``,
-        and the ``differences`` of the last from the second, by a paired test.
+        ``scores`` of the float model (``float``), with the settings before (``start``) and as it was
+        ``found``, and the ``differences`` of the last from the second, by a paired test.
     """
     outcomes = {}
-    for name, settings in (("float", None), ("start", {}), ("found", found.settings)):
+    for name, settings in (("float", None), ("start", found.before), ("found", found.settings)):
         with nullcontext() if settings is None else problem.quantized(settings):
             outcomes[name] = task.outcomes(problem.model, tokenizer, examples, batch_size=batch_size)
     seed = problem.config.seed

@@ -29,12 +29,14 @@ class Found:
 
     Attributes:
         settings: of the layers.
-        start: the objective as configured, without any importance.
-        value: the objective with these settings; with the bits as configured never more than at the start.
+        before: the settings it is compared with: no importance, and the same bits for all layers.
+        start: the objective with these.
+        value: the objective with what was found; with the bits as configured never more than at the start.
         stages: by stage, the model's or a layer's, its trials.
     """
 
     settings: dict[str, Setting]
+    before: dict[str, Setting]
     start: float
     value: float
     stages: dict[str, list[Trial]] = field(default_factory=dict)
@@ -46,6 +48,7 @@ def search(
     trials: int,
     *,
     bits: Mapping[str, int] | None = None,
+    before: Mapping[str, int] | None = None,
     study: str,
     where: BaseStorage | None,
     seed: int = 0,
@@ -67,6 +70,8 @@ def search(
         trials: model-wise, of the whole search, of which the first are these 17; layer-wise, of each layer
             whose scheme weighs errors, beyond the 17. Has no meaning by hand.
         bits: of each layer's codes, as of :func:`lexibit.search.bits.under`; as configured if not given.
+        before: bits of each layer to compare with, as of :func:`lexibit.search.bits.uniform`; as configured
+            if not given.
         study: the name of the study in the storage; layer-wise, each layer has one of its own behind it.
         where: the storage; what stands there is gone on from. None without a mode.
         seed: of the sampler.
@@ -78,21 +83,20 @@ def search(
         LexibitError: no such mode or sampler, a study with other settings, a storage that cannot be used, or
             a stage in which every trial failed.
     """
-    if mode is not None and mode not in MODES:
-        raise unknown("mode", mode, MODES)
+    check_mode(mode, problem)
     names = [layer.name for layer in problem.layers]
     plain = {name: Setting(bits=(bits or {}).get(name)) for name in names}
-    start = problem.value({}) if bits or mode is None else math.nan
+    compared = {name: Setting(bits=(before or {}).get(name)) for name in names}
+    start = problem.value(compared) if compared != plain or mode is None else math.nan
     if mode is None or where is None:
-        return Found(plain, start, problem.value(plain))
+        return Found(plain, compared, start, problem.value(plain))
     weighing = [layer.name for layer in problem.layers if layer.weighs]
-    if not weighing:
-        raise does_not_weigh(problem.layers[0].weights[0].recipe.scheme)
     given = dict(settings or {}) | {"bits": dict(bits or {})}
 
     def stage(name: str, starts: list[Magnitude], more: Mapping[str, Any]) -> Trials:
         return Trials(
-            f"{study}/{name}",
+            study,
+            name,
             where,
             RANGES,
             [parameters(one) for one in starts],
@@ -109,18 +113,30 @@ def search(
         seen=partial(seen, MODEL),
     )
     best, done = first.best(first_count), {MODEL: first.done(first_count)}
-    if not bits:
+    if compared == plain:
         start = next((one.value for one in done[MODEL] if importance(one.parameters) == NONE), math.nan)
     chosen, value = _all(plain, weighing, importance(best.parameters)), best.value
     for name in weighing if mode == "layer-wise" else []:
-        before = {layer: spelling(one.importance) for layer, one in chosen.items()}
+        importances = {layer: spelling(one.importance) for layer, one in chosen.items()}
         starts = list(dict.fromkeys([chosen[name].importance, *STARTS]))
-        one = stage(name, starts, {"importances": before})
+        one = stage(name, starts, {"importances": importances})
         one.run(partial(_value, problem, chosen, name), trials, seen=partial(seen, name))
         done[name] = one.done(trials)
         if (found := one.best(trials)).value < value:
             chosen, value = _with(chosen, name, importance(found.parameters)), found.value
-    return Found(chosen, start, value, done)
+    return Found(chosen, compared, start, value, done)
+
+
+def check_mode(mode: str | None, problem: Problem) -> None:
+    """See that importances can be searched so.
+
+    Raises:
+        LexibitError: no such mode, or no layer's scheme has a use for importances.
+    """
+    if mode is not None and mode not in MODES:
+        raise unknown("mode", mode, MODES)
+    if mode is not None and not any(layer.weighs for layer in problem.layers):
+        raise does_not_weigh(problem.layers[0].weights[0].recipe.scheme)
 
 
 def _all(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from lexibit.errors import LexibitError, unknown
@@ -26,10 +27,12 @@ Ranges = Mapping[str, tuple[float, float, bool]]
 
 SAMPLERS = ("gp", "tpe")
 
-_WORKER, _BEGAN, _PLACE, _FAULT, _SETTINGS = "worker", "began", "place", "fault", "settings"
+_WORKER, _BEGAN, _PLACE, _CLAIM, _FAULT = "worker", "began", "place", "claim", "fault"
+_SETTINGS = "settings"
 _ATTEMPTS = 10  # at making a database that another process may be making
 _SILENT = 600.0  # seconds that a trial of another machine may always take
 _POLL = 0.5
+_DIGEST = "_sha256"
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,19 @@ def storage(url: str) -> optuna.storages.BaseStorage:
         return optuna.storages.RDBStorage(url, engine_kwargs=engine)
 
 
+def finished(where: optuna.storages.BaseStorage, study: str) -> int:
+    """How many trials of a search are finished and count, those of all its stages."""
+    with _answering(study):
+        names = [one.study_name for one in optuna.get_all_study_summaries(where)]
+        trials = [
+            trial
+            for name in names
+            if name.startswith(f"{study}/")
+            for trial in optuna.load_study(study_name=name, storage=where).get_trials(deepcopy=False)
+        ]
+    return sum(trial.state.is_finished() and not _killed(trial) for trial in trials)
+
+
 class Trials:
     """The trials of one study: what was tried, and what to try next.
 
@@ -78,12 +94,13 @@ class Trials:
     seed, on n, and on the trials that are finished: so a search that was broken off ends where an unbroken
     one does, if one process at a time worked on it, on one machine.
 
-    Several processes may work on one study at once: each takes the first place that is free. If two take the
-    same by chance, the earlier trial counts. A process of this machine is known to be gone when it is; one of
+    Several processes may work on one study at once: each takes the first place that is free, and of two that
+    reach for the same one, one gets it. A process of this machine is known to be gone when it is; one of
     another machine when its trial takes twenty times as long as any that succeeded, and ten minutes at least.
 
     Args:
-        name: of the study.
+        study: its name, which users give.
+        stage: of the search; each is a study of its own in the storage, called ``study/stage``.
         where: its storage.
         ranges: by parameter: smallest and largest value, and whether it is drawn evenly in its logarithm.
         starts: what is tried first.
@@ -97,7 +114,8 @@ class Trials:
 
     def __init__(
         self,
-        name: str,
+        study: str,
+        stage: str,
         where: optuna.storages.BaseStorage,
         ranges: Ranges,
         starts: Sequence[Parameters],
@@ -108,15 +126,16 @@ class Trials:
     ) -> None:
         if sampler not in SAMPLERS:
             raise unknown("sampler", sampler, SAMPLERS)
-        self.name, self._seed, self._kind, self._starts = name, seed, sampler, list(starts)
+        self._named = f"study {study!r}, {stage}"
+        self._seed, self._kind, self._starts = seed, sampler, list(starts)
         self._ranges = dict(ranges)
         self._space: dict[str, BaseDistribution] = {
             key: FloatDistribution(low, high, log=log) for key, (low, high, log) in ranges.items()
         }
         self._given = _Given()
-        with _answering(name):
+        with _answering(self._named):
             self._study = optuna.create_study(
-                storage=where, study_name=name, sampler=self._given, load_if_exists=True
+                storage=where, study_name=f"{study}/{stage}", sampler=self._given, load_if_exists=True
             )
             self._settle(dict(settings or {}) | {"seed": seed, "sampler": sampler})
 
@@ -125,12 +144,10 @@ class Trials:
         if before is None:
             self._study.set_user_attr(_SETTINGS, settings)
             return
-        for key in sorted(settings.keys() | before.keys()):
-            if settings.get(key) != before.get(key):
-                raise LexibitError(
-                    f"study {self.name!r}: was begun with {key} {before.get(key)!r}, now it is "
-                    f"{settings.get(key)!r}: go on with what it had, or name another --study"
-                )
+        if differing := next(_differing(before, settings), None):
+            raise LexibitError(
+                f"{self._named}: was begun with {differing}: go on with what it had, or name another --study"
+            )
 
     def run(
         self,
@@ -154,44 +171,57 @@ class Trials:
             self._bury()
             places = self._places()
             free = next((place for place in range(count) if place not in places), None)
-            if free is not None:
-                seen(self._one(free, objective))
-            elif all(places[place].state.is_finished() for place in range(count)):
-                return
-            else:
+            if free is None:
+                if all(places[place].state.is_finished() for place in range(count)):
+                    return
                 time.sleep(_POLL)  # another process is at the last ones
+            elif (found := self._one(free, objective)) is not None:
+                seen(found)
 
-    def _one(self, place: int, objective: Callable[[Parameters], float]) -> Trial:
-        with _answering(self.name):
-            trial = self._study.ask()
-            trial.set_user_attr(_WORKER, me())
-            trial.set_user_attr(_BEGAN, time.time())
-            trial.set_user_attr(_PLACE, place)
+    def _claim(self, place: int) -> FrozenTrial | None:
+        """Take a place, unless another process was faster."""
+        claim = uuid.uuid4().hex
+        # the place comes with the trial in one write, so that the first of several to be written has it
+        attributes = {_WORKER: me(), _BEGAN: time.time(), _PLACE: place, _CLAIM: claim}
+        running = create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+        with _answering(self._named):
+            self._study.add_trial(running)
+            mine = next(one for one in self._all() if one.user_attrs.get(_CLAIM) == claim)
+        if self._places()[place].number == mine.number:
+            return mine
+        self._fail(mine.number)
+        return None
+
+    def _one(self, place: int, objective: Callable[[Parameters], float]) -> Trial | None:
+        """Make the trial of a place; None if another process makes it."""
+        mine = self._claim(place)
+        if mine is None:
+            return None
         start = time.perf_counter()
         try:
-            with _answering(self.name):
-                mine = next(one for one in self._all() if one.number == trial.number)
+            with _answering(self._named):
                 self._given.parameters = self._propose(place, mine)
+                trial = optuna.Trial(self._study, mine._trial_id)
                 parameters = {
                     key: trial.suggest_float(key, low, high, log=log)
                     for key, (low, high, log) in self._ranges.items()
                 }
             value, fault = _value(objective, parameters)
         except BaseException:
-            self._fail(trial.number)
+            self._fail(mine.number)
             raise
         if fault is None:
-            with _answering(self.name), suppress(UpdateFinishedTrialError):
-                self._study.tell(trial.number, value, skip_if_finished=True)
+            with _answering(self._named), suppress(UpdateFinishedTrialError):
+                self._study.tell(mine.number, value, skip_if_finished=True)
         else:
-            with _answering(self.name), suppress(UpdateFinishedTrialError):
+            with _answering(self._named), suppress(UpdateFinishedTrialError):
                 trial.set_user_attr(_FAULT, fault)
-            self._fail(trial.number)
+            self._fail(mine.number)
         return Trial(place, parameters, value, time.perf_counter() - start, fault)
 
     def _fail(self, number: int) -> None:
         """Give up a trial, if nobody else has."""
-        with _answering(self.name), suppress(UpdateFinishedTrialError):
+        with _answering(self._named), suppress(UpdateFinishedTrialError):
             self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _propose(self, place: int, trial: FrozenTrial) -> Parameters:
@@ -239,7 +269,7 @@ class Trials:
         if not good:
             reason = f" ({done[0].fault})" if done else ""
             raise LexibitError(
-                f"study {self.name!r}: none of its {len(done)} trials succeeded{reason}: mend the cause, and "
+                f"{self._named}: none of its {len(done)} trials succeeded{reason}: mend the cause, and "
                 "name another --study, as these trials count"
             )
         return min(good, key=lambda trial: trial.value)
@@ -250,7 +280,7 @@ class Trials:
     def _places(self) -> dict[int, FrozenTrial]:
         """The trial at each place that is taken: the first that was not given up."""
         found: dict[int, FrozenTrial] = {}
-        with _answering(self.name):
+        with _answering(self._named):
             for trial in self._all():
                 if _PLACE in trial.user_attrs and not _killed(trial):
                     found.setdefault(trial.user_attrs[_PLACE], trial)
@@ -258,7 +288,7 @@ class Trials:
 
     def _bury(self) -> None:
         """Give up the trials whose process is gone."""
-        with _answering(self.name):
+        with _answering(self._named):
             trials = self._all()
         took = [
             trial.duration.total_seconds()
@@ -285,6 +315,24 @@ class _Given(BaseSampler):
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
         return self.parameters[param_name]
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any], of: str = "") -> Iterator[str]:
+    """What differs between two sets of settings, one within another, as a message says it."""
+    for key in sorted(before.keys() | now.keys()):
+        old, new, name = before.get(key), now.get(key), f"{of}{key}"
+        if old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differing(old, new, f"{name}.")
+        elif name.endswith(_DIGEST):
+            yield f"different {name.removesuffix(_DIGEST)}"
+        else:
+            yield f"{name} {_written(old)}, now it is {_written(new)}"
+
+
+def _written(setting: Any) -> str:
+    return "not given" if setting is None else repr(setting)
 
 
 def _value(objective: Callable[[Parameters], float], parameters: Parameters) -> tuple[float, str | None]:

@@ -70,10 +70,14 @@ def trainable(name: str) -> Trainable:
     Raises:
         LexibitError: no such task, or one that only measures.
     """
+    known = list(names(Trainable))
+    if name not in _TASKS:
+        raise unknown("task", name, known)
     found = task(name)
     if not isinstance(found, Trainable):
-        known = ", ".join(names(Trainable))
-        raise LexibitError(f"task {name!r} measures models, and trains none: choose one of {known}")
+        raise LexibitError(
+            f"task {name!r} measures models, and trains none: choose one of {', '.join(known)}"
+        )
     return found
 
 
