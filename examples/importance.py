@@ -98,16 +98,18 @@ def main() -> None:
     for budget in args.budgets:
         files = [args.work / f"budget-{budget:g}-{seed}.json" for seed in args.seeds]
         found = [
-            plan(file, *common, "--bits", args.bits[0], "--budget", budget, "--seed", seed)
+            plan(file, *common, "--budget", budget, "--seed", seed)
             for file, seed in zip(files, args.seeds, strict=True)
         ]
+        same = [one | {"bits_per_weight": one["start_bits_per_weight"]} for one in found]
+        rows.append(row(f"the same bits, under {budget:g}", same, "start"))
         rows.append(row(f"mixed, {budget:g} bits", found, "found"))
     head = (
         f"# Search on {args.task}\n\n`{command('importance.py')}`\n\nAlternating binary codes a row, scales "
         f"in float16. Loss: on {args.limit} training examples, which the search sees. Held out: {metric}, "
         "mean and range over the seeds, and in square brackets the first seed's bootstrap interval. Gain: "
-        "held out, over the same bits without importance (of mixed bits over "
-        f"{args.bits[0]} bits), with the p of a paired test.\n\n"
+        "held out, over the same bits without importance (of mixed bits over the most that keep the "
+        "budget, the same for all layers), with the p of a paired test.\n\n"
     )
     args.out.write_text(head + "".join(rows), encoding="utf-8")
 
