@@ -128,8 +128,8 @@ def test_queries_and_keys_may_have_groups_of_their_own(groups: str) -> None:
 
 def test_the_kernels_are_called_once_a_layer(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    real = native.encoder_layer
-    monkeypatch.setattr(native, "encoder_layer", lambda *given: calls.append(1) or real(*given))
+    real = native.EncoderLayer.__call__
+    monkeypatch.setattr(native.EncoderLayer, "__call__", lambda *given: calls.append(1) or real(*given))
     with torch.inference_mode():
         model(inputs(2, 8), attention_mask=torch.ones(2, 8))
     assert len(calls) == 2
@@ -189,7 +189,7 @@ def test_a_layer_that_was_given_another_part_uses_it() -> None:
 def test_what_the_kernels_do_not_take_is_left_to_the_parts(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "encoder_layer", lambda *given: pytest.fail("called"))
+    monkeypatch.setattr(native.EncoderLayer, "__call__", lambda *given: pytest.fail("called"))
     width = {"hidden_size": 160, "num_attention_heads": 2} if case == "width" else {}
     model = optimized("bert", attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0, **width)
     layer, x, mask = model.encoder.layer[0], torch.randn(2, 8, 160 if width else 96), None
@@ -277,10 +277,30 @@ def changed(change: str, model: PreTrainedModel) -> None:
         layer.output.dropout = nn.Dropout(1.0).train()
     elif change == "hook":
         layer.output.dropout.register_forward_hook(lambda *call: call[2] * 2)
+    elif change == "own forward":
+        layer.output.dropout.forward = lambda x: x * 2
+    elif change == "data":
+        layer.output.LayerNorm.weight.data = torch.randn(96)
+    elif change == "in place":
+        layer.output.dense.weight_codebook.levels.mul_(3)
+    elif change == "buffer":
+        codebook = layer.output.dense.weight_codebook
+        codebook.levels = 3 * codebook.levels
+    elif change == "state":
+        state = {name: 3 * one if "levels" in name else one for name, one in layer.state_dict().items()}
+        layer.load_state_dict(state)
+    elif change == "scaling":
+        layer.attention.self.scaling = 5.0
+    elif change == "epsilon":
+        layer.output.LayerNorm.eps = 10.0
 
 
 @pytest.mark.parametrize(
-    "change", ["activation", "attention", "norm with gaps", "bias with gaps", "dropout", "hook"]
+    "change",
+    [
+        *("activation", "attention", "norm with gaps", "bias with gaps", "dropout", "hook", "own forward"),
+        *("data", "in place", "buffer", "state", "scaling", "epsilon"),
+    ],
 )
 def test_what_is_changed_inside_counts(change: str) -> None:
     model = optimized("bert")

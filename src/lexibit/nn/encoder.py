@@ -127,43 +127,99 @@ class FusedLayer(nn.Module):
 
     _plain: type[nn.Module]
     _inside: tuple[type[nn.Module], ...]  # the classes of all modules inside when it was fused
+    _prepared: Prepared | None
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *others: Any, **more: Any
     ) -> Tensor:
         """The layer's output: ``[texts, tokens, columns]``, like its input."""
-        asked = [*others, *more.values()]
-        if all(value is None or value is False for value in asked) and self._as_it_was():
-            parts = _FAMILIES[self._plain.__name__](self)
-            mask = _additive(attention_mask, hidden_states)
-            if mask is not _NOT_TAKEN and (linears := _taken(parts, hidden_states, mask)):
-                attention = parts.attention
-                return native.encoder_layer(
-                    hidden_states,
-                    cast(Tensor | None, mask),
-                    linears,
-                    [_norm(parts.attention_norm), _norm(parts.norm)],
-                    _heads(attention),
-                    cast(float, attention.scaling),
-                    cast(QuantizedLinear, parts.up)._followed_by,
-                )
-        output: Tensor = super().forward(hidden_states, attention_mask, *others, **more)
-        return output
+        # whether anybody asks for more than that
+        if not any(value is not None and value is not False for value in (*others, *more.values())):
+            output = self._in_one_go(hidden_states, attention_mask)
+            if output is not None:
+                return output
+        slowly: Tensor = super().forward(hidden_states, attention_mask, *others, **more)
+        return slowly
 
-    def _as_it_was(self) -> bool:
-        """Whether the modules inside are those it was fused with, and nobody asks anything of them."""
-        inside = _modules(self)
+    def _in_one_go(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
+        prepared = self._prepared
+        if prepared is None or not prepared.holds():
+            prepared = self.__dict__["_prepared"] = _prepare(self)
+        if prepared is None or not prepared.takes(x):
+            return None
+        mask = _additive(mask, x)
+        return None if mask is _NOT_TAKEN else prepared.do(x, mask)
+
+
+_GLOBAL_HOOKS = (_hooks._global_forward_hooks, _hooks._global_forward_pre_hooks)
+_ATTENTIONS = ("eager", "sdpa")  # others may look elsewhere
+_WIDTHS = (16, 32, 48, 64)  # of a head
+# what of a module counts beside its children and tensors
+_ATTRIBUTES = {
+    *("training", "compute", "_followed_by", "_layout"),
+    *("config", "scaling", "num_attention_heads", "n_heads", "eps", "normalized_shape"),
+}
+
+
+class Prepared:
+    """What a layer comes to for the kernels, and what that was made from.
+
+    Looking through a small layer takes longer than computing it: so that is done once, and before each use
+    only whether all of it is still the same object in the same place.
+    """
+
+    def __init__(self, layer: nn.Module, parts: Parts, do: native.EncoderLayer, hidden: int) -> None:
+        modules = [layer, *_modules(layer)]
+        self.do = do
+        self._hidden = hidden
+        self._config: Any = parts.attention.config
+        self._choice = native.chosen()
+        self._types = [(one, type(one)) for one in modules]
+        # of the layer itself whoever calls it has called the hooks
+        self._hooks: list[Any] = list(_GLOBAL_HOOKS)
+        self._hooks += [
+            hooks for one in modules[1:] for hooks in (one._forward_hooks, one._forward_pre_hooks)
+        ]
+        self._places: list[tuple[dict[str, Any], str, Any]] = []
+        self._tensors: list[tuple[Tensor, int, int, torch.dtype]] = []
+        for one in modules:
+            kept: list[dict[str, Any]] = [one._modules, one._parameters, one._buffers]
+            self._places += [(of, name, value) for of in kept for name, value in of.items()]
+            attributes = _ATTRIBUTES & one.__dict__.keys()
+            self._places += [(one.__dict__, name, one.__dict__[name]) for name in attributes]
+            self._places.append((one.__dict__, "forward", None))  # of its own
+            for tensor in (*one._parameters.values(), *one._buffers.values()):
+                if tensor is not None:
+                    self._tensors.append((tensor, tensor.data_ptr(), tensor.numel(), tensor.dtype))
+
+    def holds(self) -> bool:
+        """Whether all is as it was."""
+        for namespace, name, value in self._places:
+            if namespace.get(name) is not value:
+                return False
+        for module, kind in self._types:
+            if type(module) is not kind:
+                return False
+        for tensor, address, count, dtype in self._tensors:
+            if tensor.data_ptr() != address or tensor.numel() != count or tensor.dtype is not dtype:
+                return False
         return (
-            not _GLOBAL_HOOKS[0]
-            and not _GLOBAL_HOOKS[1]
-            and tuple(map(type, inside)) == self._inside
-            and not self.training
-            and not any(watched(one) or (one.training and type(one) not in _OURS) for one in inside)
+            not any(self._hooks)
+            and native.chosen() == self._choice
+            and self._config._attn_implementation in _ATTENTIONS
         )
 
-
-_OURS = (CodebookWeight, Done)  # the same in training
-_GLOBAL_HOOKS: tuple[Any, Any] = (_hooks._global_forward_hooks, _hooks._global_forward_pre_hooks)
+    def takes(self, x: Tensor) -> bool:
+        """Whether it can be done with this input, and nobody follows what is done."""
+        followed = (one[0] for one in self._tensors) if torch.is_grad_enabled() else ()
+        return (
+            x.dtype == torch.float32
+            and x.is_cpu
+            and x.dim() == 3
+            and x.shape[-1] == self._hidden
+            and x.numel() > 0
+            and ops.direct(x, *followed)
+        )
 
 
 def _modules(layer: nn.Module) -> list[nn.Module]:
@@ -181,81 +237,83 @@ def watched(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
-_NOT_TAKEN = object()
+_NOT_TAKEN: Any = object()
 
 
-def _norm(norm: nn.Module) -> tuple[Tensor, Tensor, float]:
-    layer = cast(nn.LayerNorm, norm)
-    return layer.weight, layer.bias, layer.eps
-
-
-def _heads(attention: nn.Module) -> int:
-    heads = getattr(attention, "num_attention_heads", None) or attention.n_heads
-    return cast(int, heads)
-
-
-def _additive(mask: Tensor | None, x: Tensor) -> Any:
+def _additive(mask: Tensor | None, x: Tensor) -> Tensor | None:
     """A mask as the kernel adds it to the scores, ``[texts, 1 or tokens, tokens]``, or that it is none."""
     if mask is None:
         return None
-    if not isinstance(mask, Tensor) or x.dim() != 3:
-        return _NOT_TAKEN
+    if not isinstance(mask, Tensor) or not ops.direct(mask):
+        return cast(None, _NOT_TAKEN)
     texts, tokens = x.shape[:2]
     if mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[-1] != tokens or mask.shape[2] not in (1, tokens):
-        return _NOT_TAKEN
+        return cast(None, _NOT_TAKEN)
     if mask.stride(2) == 0 or mask.shape[2] == 1:
         mask = mask[:, :, :1]
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=x.dtype).masked_fill_(~mask, -torch.inf)
-    elif mask.dtype != x.dtype:
-        return _NOT_TAKEN
+    elif mask.dtype != x.dtype or not mask.is_cpu:
+        return cast(None, _NOT_TAKEN)
     return mask[:, 0].expand(texts, -1, -1).contiguous()
 
 
-def _taken(parts: Parts, x: Tensor, mask: Tensor | None) -> list[tuple[Stored, Tensor | None]] | None:
-    """The linear layers' weights and biases, if the kernels do this layer with this input."""
-    config: Any = getattr(parts.attention, "config", None)
-    if getattr(config, "_attn_implementation", None) not in _ATTENTIONS or not native.has_int8():
+def _prepare(layer: FusedLayer) -> Prepared | None:
+    """What the kernels take a layer as, if they can do it as it is now."""
+    inside = _modules(layer)
+    if tuple(map(type, inside)) != layer._inside or layer.training or not native.has_int8():
         return None
-    taken: list[tuple[Stored, Tensor | None]] = []
-    followed = [x, mask]
+    if any(_GLOBAL_HOOKS) or any(watched(one) or (one.training and type(one) not in _OURS) for one in inside):
+        return None
+    parts = _FAMILIES[layer._plain.__name__](layer)
+    config: Any = getattr(parts.attention, "config", None)
+    if getattr(config, "_attn_implementation", None) not in _ATTENTIONS:
+        return None
+    linears: list[tuple[Stored, Tensor | None]] = []
     for linear in parts.linears:
         if type(linear) is not QuantizedLinear:
             return None
         weight = cast(CodebookWeight, linear._modules["weight_codebook"])
         stored, bias = weight.stored(), linear._parameters["bias"]
-        if weight.compute != "int8" or not native.takes_int8(stored, x, bias):
+        if weight.compute != "int8" or not native.takes_int8(stored, bias):
             return None
         if bias is not None and bias.shape != (stored.shape[0],):
             return None
-        taken.append((stored, bias))
-        followed += [stored.levels, bias]
-    query, key, value, output, up, down = (stored for stored, _ in taken)
+        linears.append((stored, bias))
+    query, key, value, output, up, down = (stored for stored, _ in linears)
     if not query.block[1] == key.block[1] == value.block[1]:
         return None  # tokens are rounded once for the three, with sums over the same runs of columns
     rows, hidden = query.shape
-    heads = _heads(parts.attention)
+    attention: Any = parts.attention
+    heads: int = getattr(attention, "num_attention_heads", None) or attention.n_heads
     fits = (
-        x.shape[-1] == hidden
-        and query.shape == key.shape == value.shape
+        query.shape == key.shape == value.shape
         and output.shape == [hidden, rows]
         and up.shape == [down.shape[1], hidden]
         and down.shape[0] == hidden
         and rows % heads == 0
         and rows // heads in _WIDTHS
     )
+    norms: list[tuple[Tensor, Tensor, float]] = []
     for norm in (parts.attention_norm, parts.norm):
         if type(norm) is not nn.LayerNorm or norm.normalized_shape != (hidden,):
             return None
-        for one in (norm.weight, norm.bias):
-            if one is None or one.dtype != x.dtype or not one.is_cpu:
-                return None
-            followed.append(one)
-    return taken if fits and x.numel() and ops.direct(*followed) else None
+        if not all(
+            one is not None and one.dtype == torch.float32 and one.is_cpu for one in norm.parameters()
+        ):
+            return None
+        norms.append((norm.weight, norm.bias, norm.eps))
+    tensors = [*layer.parameters(), *layer.buffers()]
+    # without grad nothing is said of who follows, here
+    with torch.no_grad():
+        if not fits or not ops.direct(*tensors) or not all(one.is_contiguous() for one in tensors):
+            return None
+    followed_by = cast(QuantizedLinear, parts.up)._followed_by
+    do = native.EncoderLayer(linears, norms, heads, attention.scaling, followed_by)
+    return Prepared(layer, parts, do, hidden)
 
 
-_ATTENTIONS = ("eager", "sdpa")  # others may look elsewhere
-_WIDTHS = (16, 32, 48, 64)  # of a head
+_OURS = (CodebookWeight, Done)  # the same in training
 
 
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
@@ -272,7 +330,8 @@ def _fused_class(plain: type[nn.Module]) -> type[nn.Module]:
 
 def _reduce(layer: nn.Module, protocol: int) -> tuple[Any, ...]:
     """Pickle and copy a layer whose class was made here, and stands in no file, by its own class."""
-    return _blank, (type(layer)._plain,), layer.__dict__  # type: ignore[attr-defined]
+    state = layer.__dict__ | {"_prepared": None}  # what was made of this one's tensors
+    return _blank, (type(layer)._plain,), state  # type: ignore[attr-defined]
 
 
 def _blank(plain: type[nn.Module]) -> nn.Module:
@@ -296,6 +355,7 @@ def fuse(layer: nn.Module) -> None:
     if done and known and not decoder and hasattr(parts.attention, "scaling"):
         layer.__class__ = _fused_class(type(layer))
         layer.__dict__["_inside"] = tuple(map(type, inside))
+        layer.__dict__["_prepared"] = None
 
 
 _KNOWN = ("torch.nn.", "transformers.", "lexibit.")
@@ -306,7 +366,8 @@ def unfuse(layer: nn.Module) -> None:
     if isinstance(layer, FusedLayer):
         plain: Any = layer._plain
         layer.__class__ = plain
-        layer.__dict__.pop("_inside", None)
+        for name in ("_inside", "_prepared"):
+            layer.__dict__.pop(name, None)
 
 
 def undo(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from math import prod
@@ -217,55 +217,63 @@ def linear_int8(x: Tensor, weight: Stored, bias: Tensor | None, activation: str)
     return out
 
 
-def encoder_layer(
-    x: Tensor,
-    mask: Tensor | None,
-    linears: list[tuple[Stored, Tensor | None]],
-    norms: list[tuple[Tensor, Tensor, float]],
-    heads: int,
-    scaling: float,
-    activation: str,
-) -> Tensor:
+class EncoderLayer:
     """A layer of an encoder that norms after it adds, its products as :func:`linear_int8` does them.
 
+    Holds the addresses of its tensors, which must be contiguous and stay where they are.
+
     Args:
-        x: ``[texts, tokens, columns]``.
-        mask: what is added to the scores, ``[texts, 1 or tokens, tokens]``; or None.
         linears: weights and biases of query, key, value, output, and the feed-forward part's two.
         norms: weights, biases and epsilons of the LayerNorms behind the attention and at the end.
         heads: how many, each 16, 32, 48 or 64 wide.
         scaling: what scores are multiplied with.
         activation: between the feed-forward part's two.
-
-    Returns:
-        Like ``x``.
     """
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    name = chosen().name
-    weights = [_weight(weight) for weight, _ in linears]
-    biases = [None if bias is None else bias.contiguous() for _, bias in linears]
-    norms = [(weight.contiguous(), bias.contiguous(), epsilon) for weight, bias, epsilon in norms]
-    rows, columns = matrix_shape(tuple(linears[-1][0].shape))
-    _kernels.encoder_layer(
-        name,
-        _threads(x.shape[0] * x.shape[1] * rows * columns, _SMALL_INT8),
-        tuple(
-            (numbers, 0 if bias is None else bias.data_ptr())
-            for (_, numbers, _), bias in zip(weights, biases, strict=True)
-        ),
-        tuple((weight.data_ptr(), bias.data_ptr(), epsilon) for weight, bias, epsilon in norms),
-        heads,
-        scaling,
-        _ACTIVATIONS[activation],
-        x.data_ptr(),
-        x.shape[0],
-        x.shape[1],
-        0 if mask is None else mask.data_ptr(),
-        1 if mask is None else mask.shape[1],
-        out.data_ptr(),
-    )
-    return out
+
+    def __init__(
+        self,
+        linears: Sequence[tuple[Stored, Tensor | None]],
+        norms: Sequence[tuple[Tensor, Tensor, float]],
+        heads: int,
+        scaling: float,
+        activation: str,
+    ) -> None:
+        self._kept = linears, norms
+        self._arguments = (
+            tuple((_weight(weight)[1], _address(bias)) for weight, bias in linears),
+            tuple((_address(weight), _address(bias), epsilon) for weight, bias, epsilon in norms),
+            heads,
+            scaling,
+            _ACTIVATIONS[activation],
+        )
+        self._work = prod(matrix_shape(tuple(linears[-1][0].shape)))
+
+    def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The layer's output, like ``x``.
+
+        Args:
+            x: ``[texts, tokens, columns]``.
+            mask: what is added to the scores, ``[texts, 1 or tokens, tokens]``; or None.
+        """
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        texts, tokens, _ = x.shape
+        _kernels.encoder_layer(
+            chosen().name,
+            _threads(texts * tokens * self._work, _SMALL_INT8),
+            *self._arguments,
+            x.data_ptr(),
+            texts,
+            tokens,
+            _address(mask),
+            1 if mask is None else mask.shape[1],
+            out.data_ptr(),
+        )
+        return out
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _threads(work: int, small: int = _SMALL) -> int:
