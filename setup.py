@@ -14,15 +14,10 @@ LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 # products are rounded before they are added, as PyTorch does: levels have the same bits
 FLAGS = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
 # for files whose names begin so, which are only run where the CPU has these
+AVX2 = ["-mavx2", "-mfma"]
+AVX512VNNI = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni", "vbmi"))]
 INSTRUCTION_SETS = (
-    {
-        "avx2": ["-mavx2", "-mfma"],
-        "avx512vnni": [
-            "-mavx2",
-            "-mfma",
-            *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni", "vbmi")),
-        ],
-    }
+    {"avx2": AVX2, "avx512vnni": AVX512VNNI, "avx512bf16": [*AVX512VNNI, "-mavx512bf16"]}
     if platform.machine() in ("x86_64", "AMD64")
     else {}
 )

@@ -840,9 +840,8 @@ def test_info_names_the_kernels_and_why(run, run_json):
         assert "kernels: reference, by lexibit.ops.kernels" in run("info")[1]
     shown = run("info")[1]
     assert f"kernels: {found['kernels']}, {found['why']}" in shown
-    computes = "float32 and int8" if native.has_int8() else "float32"
-    assert found["compute"] == computes.split(" and ")
-    assert f"for products in {computes};" in shown
+    assert found["compute"] == [one for one in ops.COMPUTE if native.supports(one)]
+    assert f"for products in {', '.join(found['compute'])};" in shown
 
 
 def test_bench_times_a_folder(run, run_json, fails, packed, float_folder, tmp_path):
@@ -850,12 +849,15 @@ def test_bench_times_a_folder(run, run_json, fails, packed, float_folder, tmp_pa
     found = run_json(*asked, "--out", tmp_path / "bench.json")
     assert json.loads((tmp_path / "bench.json").read_text()) == found
     names = {"float32", "lexibit, float32", "lexibit, int8"}
+    names |= {"lexibit, bfloat16"} if native.supports("bfloat16") else set()
     assert {one["name"] for one in found["timings"]} == set(found["bytes"]) == names
     shown = run(*asked)[1]
     assert "lexibit, int8" in shown
     assert "medians of 2 rounds" in shown
     floats = float_folder(folder="other")
-    assert len(run_json("bench", floats, "--bits", 2, "--tokens", 4, "--rounds", 1)["timings"]) == 6
+    assert len(run_json("bench", floats, "--bits", 2, "--tokens", 4, "--rounds", 1)["timings"]) == 2 * len(
+        names
+    )
     assert "is quantized already: leave the options" in fails("bench", packed, "--bits", 2)
     assert "--tokens 'many': give whole numbers" in fails("bench", packed, "--tokens", "many")
     assert "give its folder" in fails(

@@ -55,15 +55,16 @@ def hidden(model: nn.Module) -> Tensor:
         return model(IDS).last_hidden_state
 
 
+@pytest.mark.parametrize("compute", ["int8", "bfloat16"])
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_a_model_computes_in_int8_near_its_float32_and_goes_back_to_it(kind: str) -> None:
+def test_a_model_computes_in_less_near_its_float32_and_goes_back_to_it(kind: str, compute: str) -> None:
     model = quantized(kind)
     before = hidden(model)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert lexibit.optimize(model) == {}
+    assert lexibit.optimize(model, compute) == {}
     products = [one for one in model.modules() if isinstance(one, lexibit.nn.QuantizedLinear)]
     assert products
-    assert all(one.weight_codebook.compute == "int8" for one in products)
+    assert all(one.weight_codebook.compute == compute for one in products)
     # the activations of the feed-forward layers are done with the products
     fused = [one._followed_by for one in products if one._followed_by != "none"]
     shared = {"albert": 1}.get(kind, 2)
@@ -152,7 +153,7 @@ def test_a_cpu_without_such_kernels_is_told(caplog: pytest.LogCaptureFixture) ->
         assert lexibit.optimize(model) == {}
         assert "no kernels compute in int8 here (reference)" in caplog.text
         by_reference = hidden(model)
-    if native.has_int8():
+    if native.supports("int8"):
         torch.testing.assert_close(hidden(model), by_reference, rtol=1e-3, atol=1e-3)
 
 

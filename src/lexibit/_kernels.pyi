@@ -1,7 +1,7 @@
 """The C++ kernels (kernels/module.cpp): addresses and sizes in, results into memory that the caller made."""
 
 def available() -> list[str]: ...
-def has_int8(name: str, /) -> bool: ...
+def supports(name: str, /) -> dict[str, bool]: ...
 def parallel() -> bool: ...
 def decode(name: str, threads: int, weight: tuple[int, ...], out: int, /) -> None: ...
 def embedding(
@@ -18,8 +18,9 @@ def linear(
     transposed: bool,
     /,
 ) -> None: ...
-def linear_int8(
+def linear_rounded(
     name: str,
+    compute: str,
     threads: int,
     weight: tuple[int, ...],
     x: int,

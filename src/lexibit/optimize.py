@@ -1,4 +1,4 @@
-"""What a quantized model computes with: float32, or 8-bit whole numbers, which are faster."""
+"""What a quantized model computes with: float32, or bfloat16 or 8-bit whole numbers, which are faster."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def optimize(model: nn.Module, compute: str = "int8") -> dict[str, str]:
     """Choose what a quantized model's products are computed with, in place.
 
     ``int8`` rounds every token to 8 bits, and every group's levels to 256 steps, at each product, and adds up
-    whole numbers; the activation of a feed-forward layer (GELU) is done with the product in front of it.
-    Everything else stays in float32. ``float32`` undoes that. What is stored does not change, and the model
-    saves as before.
+    whole numbers. ``bfloat16`` rounds both to bfloat16, and adds up in float32: nearer, and slower. The
+    activation of a feed-forward layer (GELU) is done with the product in front of it. Everything else stays
+    in float32. ``float32`` undoes that. What is stored does not change, and the model saves as before.
 
-    Products in int8 have no gradient.
+    Products in int8 and bfloat16 have no gradient.
 
     Args:
         model: with weights in codes.
-        compute: ``int8`` or ``float32``.
+        compute: ``int8``, ``bfloat16`` or ``float32``.
 
     Returns:
-        The weights whose products stay in float32 although int8 was asked for, by name, and why.
+        The weights whose products stay in float32 although less was asked for, by name, and why.
 
     Raises:
         LexibitError: another ``compute``, or a model without weights in codes.
@@ -72,9 +72,10 @@ def optimize(model: nn.Module, compute: str = "int8") -> dict[str, str]:
         _fuse(module)
     for module in list(model.modules()):
         fuse(module)
-    if not native.has_int8():
+    if not native.supports(compute):
         _logger.warning(
-            "no kernels compute in int8 here (%s): PyTorch does, which is slower than float32",
+            "no kernels compute in %s here (%s): PyTorch does, which is slower than float32",
+            compute,
             native.chosen().name,
         )
     if left:
@@ -100,7 +101,7 @@ def _fuse(module: nn.Module) -> None:
             continue
         layer, function = getattr(module, linear, None), getattr(module, activation, None)
         # a subclass's own forward may do more than a product
-        if type(layer) is not QuantizedLinear or layer.weight_codebook.compute != "int8":
+        if type(layer) is not QuantizedLinear or layer.weight_codebook.compute == "float32":
             continue
         name = _activation(function)
         if name and not watched(layer) and not watched(cast(nn.Module, function)):

@@ -97,7 +97,7 @@ def _kind_by_name(name: str) -> str:
 
 
 def why_float32(kinds: Iterable[str], spec: WeightSpec) -> str:
-    """Why products with a weight that is used so stay in float32 when int8 is asked for; or nothing.
+    """Why products with a weight that is used so stay in float32 when less is asked for; or nothing.
 
     Nothing, too, if rows of it are looked up only.
     """
@@ -110,7 +110,7 @@ def why_float32(kinds: Iterable[str], spec: WeightSpec) -> str:
         return "nothing is known of how it is used"
     if not kinds:
         return ""
-    return native.why_not_int8(matrix_shape(spec.shape)[1], spec.block[1], spec.extra, spec.mask)
+    return native.why_not_rounded(matrix_shape(spec.shape)[1], spec.block[1], spec.extra, spec.mask)
 
 
 @dataclass(frozen=True)

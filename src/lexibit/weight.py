@@ -247,9 +247,10 @@ class CodebookWeight(nn.Module):
             # custom operators are no part of autocast's lists: do as it does for linear layers
             dtype = torch.get_autocast_dtype(x.device.type)
             x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
-        if self.compute == "int8" and not transposed:
+        if self.compute != "float32" and not transposed:
             bias = None if bias is None else bias.float()
-            return ops.linear_int8(x.float(), bias, *self.stored(), activation).to(x.dtype)
+            found = ops.linear_rounded(x.float(), bias, *self.stored(), activation, self.compute)
+            return found.to(x.dtype)
         return ops.ACTIVATIONS[activation](ops.linear(x, bias, *self.stored(), transposed))
 
     def embedding(self, ids: Tensor) -> Tensor:
@@ -258,7 +259,10 @@ class CodebookWeight(nn.Module):
 
     def stored(self) -> Stored:
         """What the operators take a weight as."""
-        return Stored(self.codes, self.levels, self.origins, self.mask, *self._layout)
+        # what __getattr__ would find, in a fraction of the time
+        buffers: Any = self._buffers
+        levels: Any = buffers["levels"] if "levels" in buffers else self._parameters["levels"]
+        return Stored(buffers["codes"], levels, buffers["origins"], buffers["mask"], *self._layout)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The stored tensors under the weight's name, levels in their stored dtype."""

@@ -13,8 +13,12 @@ import lexibit
 from lexibit import LexibitConfig, LexibitError, benchmark
 from lexibit.benchmark.contestant import nbytes
 from lexibit.nn import codebooks
+from lexibit.ops import native
 
 Make = Callable[..., Any]
+NAMES = ["float32", "lexibit, float32", "lexibit, bfloat16", "lexibit, int8"]
+if not native.supports("bfloat16"):
+    NAMES.remove("lexibit, bfloat16")
 
 
 @pytest.fixture
@@ -32,7 +36,7 @@ def test_every_contestant_is_timed_on_every_shape_with_every_number_of_threads(m
     before = torch.get_num_threads()
     found = bench(model, texts=(1, 3), tokens=(4, 7), threads=(1, 2))
     assert torch.get_num_threads() == before
-    names = ["float32", "lexibit, float32", "lexibit, int8"]
+    names = NAMES
     expected = [
         (name, threads, texts, tokens)
         for threads in (1, 2)
@@ -70,16 +74,23 @@ def test_the_model_is_as_before(model: Any) -> None:
 def test_models_of_other_kinds_run(tiny_model: Make, name: str) -> None:
     model = tiny_model(name)
     lexibit.quantize(model, LexibitConfig(bits=4), progress=False)
-    assert len(bench(model, texts=(1,), tokens=(4,)).timings) == 3
+    assert [one.name for one in bench(model, texts=(1,), tokens=(4,)).timings] == NAMES
 
 
 def test_what_cannot_be_timed_is_told(model: Any, tiny_model: Make) -> None:
     with pytest.raises(LexibitError, match="has no weights in codes: quantize it first"):
         bench(tiny_model("bert-classifier"))
     longest = model.config.max_position_embeddings
-    assert [one.tokens for one in bench(model, texts=(1,)).timings][::3] == [16, longest]
+    assert [one.tokens for one in bench(model, texts=(1,)).timings][:: len(NAMES)] == [16, longest]
     with pytest.raises(LexibitError, match=f"texts of {longest + 1} tokens: the model takes {longest}"):
         bench(model, tokens=(longest + 1,))
+    # of RoBERTa's positions two are none
+    roberta = tiny_model("roberta-qa")
+    lexibit.quantize(roberta, LexibitConfig(bits=4), progress=False)
+    longest = roberta.config.max_position_embeddings - 2
+    with pytest.raises(LexibitError, match=f"the model takes {longest} at most"):
+        bench(roberta, tokens=(longest + 1,))
+    assert bench(roberta, texts=(1,), tokens=(longest,)).timings
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -88,7 +99,7 @@ def test_other_tools_take_part_and_give_what_they_should(model: Any) -> None:
         pytest.importorskip(package, reason="the extra peers is not installed")
     found = bench(model, texts=(2,), tokens=(6,), others=True)
     cosine = {one.name: one.cosine for one in found.timings}
-    assert set(cosine) - {"float32", "lexibit, float32", "lexibit, int8"} == {
+    assert set(cosine) - set(NAMES) == {
         "torch, bf16, packed",
         "torch, int8 dynamic",
         "ONNX Runtime, int8",

@@ -24,7 +24,7 @@ from lexibit.benchmark.peers import Peers
 from lexibit.errors import LexibitError
 from lexibit.nn import codebooks
 from lexibit.nn.modes import evaluating
-from lexibit.ops import native
+from lexibit.ops import COMPUTE, native
 from lexibit.optimize import optimize
 from lexibit.progress import progress_bar
 from lexibit.quantize import dequantize
@@ -109,7 +109,7 @@ def bench(
     """
     if not codebooks(model):
         raise LexibitError(f"{type(model).__name__} has no weights in codes: quantize it first")
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = _longest(model)
     if tokens is None:
         tokens = sorted({min(length, longest or length) for length in LENGTHS})
     if longest and max(tokens) > longest:
@@ -136,13 +136,25 @@ def bench(
     return Bench(machine(), sizes, rounds, found)
 
 
+def _longest(model: PreTrainedModel) -> int | None:
+    """How many tokens a model takes at most, if it says so."""
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        # RoBERTa begins to count behind the row of padding
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) and positions:
+            return positions - int(module.padding_idx) - 1
+    return positions
+
+
 def _ours(model: PreTrainedModel) -> tuple[PreTrainedModel, list[Contestant]]:
     """The float model, and what we make of it."""
-    floats, codes, whole = (copy.deepcopy(model) for _ in range(3))
+    floats = copy.deepcopy(model)
     dequantize(floats)
-    optimize(codes, FLOAT32)
-    optimize(whole, "int8")
-    ours = {FLOAT32: floats, "lexibit, float32": codes, "lexibit, int8": whole}
+    ours: dict[str, PreTrainedModel] = {FLOAT32: floats}
+    for compute in COMPUTE:
+        if native.supports(compute) or compute in (FLOAT32, "int8"):
+            ours[f"lexibit, {compute}"] = copy.deepcopy(model)
+            optimize(ours[f"lexibit, {compute}"], compute)
     return floats, [Contestant.of(name, one) for name, one in ours.items()]
 
 

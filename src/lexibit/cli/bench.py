@@ -43,8 +43,9 @@ def bench(
     """Time a quantized model against float32 on this machine, on random tokens.
 
     A float model is quantized first, as the options say. The float32 model has the very weights that the
-    codes stand for, and everyone runs in turn in this process: compare the ratios. Results vary less under
-    OMP_WAIT_POLICY=PASSIVE on a machine that others use.
+    codes stand for, and everyone runs in turn in this process: compare the ratios. Sizes are those of all
+    weights in memory, biases and norms too. Results vary less under OMP_WAIT_POLICY=PASSIVE on a machine that
+    others use.
 
     [bold]Examples[/]
 

@@ -25,7 +25,7 @@ def info(json: Json = False) -> None:
     """
     choice = native.chosen()
     dtypes = [str(dtype).removeprefix("torch.") for dtype in native.DTYPES]
-    compute = [one for one in COMPUTE if one != "int8" or native.has_int8()]
+    compute = [one for one in COMPUTE if native.supports(one)]
     found = {
         "lexibit": __version__,
         "torch": torch.__version__,
@@ -36,7 +36,7 @@ def info(json: Json = False) -> None:
         "why": choice.why,
         "available": native.available(),
         "dtypes": dtypes,
-        "compute": [] if choice.name == native.REFERENCE else compute,
+        "compute": compute,
         "threads": torch.get_num_threads() if choice.name == native.REFERENCE or native.parallel() else 1,
     }
     if json:
@@ -47,7 +47,7 @@ def info(json: Json = False) -> None:
     console.print(f"kernels: [bold]{choice.name}[/], {choice.why}", highlight=False)
     if choice.name != native.REFERENCE:
         console.print(
-            f"         for products in {' and '.join(compute)}; of another dtype, or on another device, "
+            f"         for products in {', '.join(compute)}; of another dtype, or on another device, "
             "PyTorch's own operations decode",
             highlight=False,
         )

@@ -25,7 +25,10 @@ Limit = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(help="Texts at a time.", min=1)]
 Compute = Annotated[
-    str, typer.Option(help="What products of quantized models are computed with: float32, or int8 (faster).")
+    str,
+    typer.Option(
+        help="What products of quantized models are computed with: float32, bfloat16, or int8 (fastest)."
+    ),
 ]
 
 _TEXTS = 100

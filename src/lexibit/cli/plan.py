@@ -43,8 +43,8 @@ def plan(model: Model, config: LexibitConfig, json: Json = False) -> None:
     left = [weight for weight in made.weights if weight.why_float32]
     if left:
         console.print(
-            f"in int8 (lexibit.optimize) {len(left)} of them would stay in float32: {left[0].name}, as "
-            f"{left[0].why_float32}",
+            f"in int8 or bfloat16 (lexibit.optimize) {len(left)} of them would stay in float32: "
+            f"{left[0].name}, as {left[0].why_float32}",
             highlight=False,
             markup=False,
         )

@@ -15,6 +15,7 @@
 namespace {
 
 using lexibit::Activation;
+using lexibit::BFloat16Kernels;
 using lexibit::Float32Kernels;
 using lexibit::Int8Kernels;
 using lexibit::Weight;
@@ -22,8 +23,9 @@ using lexibit::Weight;
 struct InstructionSet {
   const char* name;
   const Float32Kernels* float32;
-  const Int8Kernels* int8;  // or null
-  bool here;                // whether this CPU has it
+  const BFloat16Kernels* bfloat16;  // or null
+  const Int8Kernels* int8;          // or null
+  bool here;                        // whether this CPU has it
 };
 
 // The best first.
@@ -31,15 +33,17 @@ const InstructionSet* instruction_sets() {
 #if defined(__x86_64__)
   static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   static const bool avx512vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
-                                 __builtin_cpu_supports("avx512vbmi");
+                                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                                 __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+  static const bool avx512bf16 = avx512vnni && __builtin_cpu_supports("avx512bf16");
 #endif
   static const InstructionSet all[] = {
 #if defined(__x86_64__)
-      {"avx512vnni", &lexibit::avx2_kernels, &lexibit::avx512vnni_kernels, avx512vnni},
-      {"avx2", &lexibit::avx2_kernels, nullptr, avx2},
+      {"avx512bf16", &lexibit::avx2_kernels, &lexibit::avx512bf16_kernels, &lexibit::avx512vnni_kernels, avx512bf16},
+      {"avx512vnni", &lexibit::avx2_kernels, nullptr, &lexibit::avx512vnni_kernels, avx512vnni},
+      {"avx2", &lexibit::avx2_kernels, nullptr, nullptr, avx2},
 #endif
-      {nullptr, nullptr, nullptr, false},
+      {nullptr, nullptr, nullptr, nullptr, false},
   };
   return all;
 }
@@ -55,10 +59,14 @@ PyObject* available(PyObject*, PyObject*) {
   return names;
 }
 
-PyObject* has_int8(PyObject*, PyObject* name) {
-  for (const InstructionSet* one = instruction_sets(); one->name; ++one)
-    if (PyUnicode_CompareWithASCIIString(name, one->name) == 0) return PyBool_FromLong(one->here && one->int8);
-  Py_RETURN_FALSE;
+PyObject* supports(PyObject*, PyObject* name) {
+  for (const InstructionSet* one = instruction_sets(); one->name; ++one) {
+    if (!one->here || PyUnicode_CompareWithASCIIString(name, one->name)) continue;
+    return Py_BuildValue("{s:O,s:O,s:O,s:O}", "float32", Py_True, "bfloat16", one->bfloat16 ? Py_True : Py_False,
+                         "int8", one->int8 ? Py_True : Py_False, "encoder_layer",
+                         one->int8 && one->int8->encoder_layer ? Py_True : Py_False);
+  }
+  return PyDict_New();
 }
 
 PyObject* parallel(PyObject*, PyObject*) { return PyBool_FromLong(lexibit::parallel_available()); }
@@ -152,21 +160,24 @@ PyObject* linear(PyObject*, PyObject* arguments) {
   });
 }
 
-PyObject* linear_int8(PyObject*, PyObject* arguments) {
-  const char* name;
+PyObject* linear_rounded(PyObject*, PyObject* arguments) {
+  const char *name, *compute;
   int threads, activation;
   PyObject* tuple;
   long long x, tokens, bias, out;
   Weight weight;
-  if (!PyArg_ParseTuple(arguments, "siO!LLLiL", &name, &threads, &PyTuple_Type, &tuple, &x, &tokens, &bias, &activation,
-                        &out))
+  if (!PyArg_ParseTuple(arguments, "ssiO!LLLiL", &name, &compute, &threads, &PyTuple_Type, &tuple, &x, &tokens, &bias,
+                        &activation, &out))
     return nullptr;
   const InstructionSet* set = set_named(name);
   if (!set || !weight_of(tuple, weight)) return nullptr;
-  if (!set->int8) return PyErr_Format(PyExc_ValueError, "%s has no kernels for int8", name);
+  lexibit::RoundedLinear linear = nullptr;
+  if (set->int8 && !std::strcmp(compute, "int8")) linear = set->int8->linear;
+  if (set->bfloat16 && !std::strcmp(compute, "bfloat16")) linear = set->bfloat16->linear;
+  if (!linear) return PyErr_Format(PyExc_ValueError, "%s has no kernels for %s", name, compute);
   return unlocked([&] {
-    set->int8->linear(weight, address<float>(x), tokens, address<float>(bias), static_cast<Activation>(activation),
-                      address<float>(out), threads);
+    linear(weight, address<float>(x), tokens, address<float>(bias), static_cast<Activation>(activation),
+           address<float>(out), threads);
   });
 }
 
@@ -206,7 +217,8 @@ PyObject* encoder_layer(PyObject*, PyObject* arguments) {
   layer.heads = heads, layer.activation = static_cast<Activation>(activation);
   const InstructionSet* set = set_named(name);
   if (!set) return nullptr;
-  if (!set->int8) return PyErr_Format(PyExc_ValueError, "%s has no kernels for int8", name);
+  if (!set->int8 || !set->int8->encoder_layer)
+    return PyErr_Format(PyExc_ValueError, "%s has no kernel for a layer of an encoder", name);
   return unlocked([&] {
     set->int8->encoder_layer(layer, address<float>(x), texts, length, address<float>(mask), mask_rows,
                              address<float>(out), threads);
@@ -215,12 +227,13 @@ PyObject* encoder_layer(PyObject*, PyObject* arguments) {
 
 PyMethodDef methods[] = {
     {"available", available, METH_NOARGS, "The instruction sets of this CPU that there are kernels for."},
-    {"has_int8", has_int8, METH_O, "Whether an instruction set of this CPU has kernels for int8."},
+    {"supports", supports, METH_O, "What an instruction set of this CPU has kernels for, by name; empty if it is not here."},
     {"parallel", parallel, METH_NOARGS, "Whether torch's threads can be used."},
     {"decode", decode, METH_VARARGS, "(name, threads, weight, out)"},
     {"embedding", embedding, METH_VARARGS, "(name, threads, weight, ids, count, out)"},
     {"linear", linear, METH_VARARGS, "(name, threads, weight, x, tokens, bias, out, transposed)"},
-    {"linear_int8", linear_int8, METH_VARARGS, "(name, threads, weight, x, tokens, bias, activation, out)"},
+    {"linear_rounded", linear_rounded, METH_VARARGS,
+     "(name, compute, threads, weight, x, tokens, bias, activation, out)"},
     {"encoder_layer", encoder_layer, METH_VARARGS,
      "(name, threads, linears, norms, heads, scaling, activation, x, texts, length, mask, mask_rows, out)"},
     {nullptr, nullptr, 0, nullptr},

@@ -60,19 +60,28 @@ struct EncoderLayer {
   Activation activation;
 };
 
+// activation(x @ W.T + bias) with tokens and levels rounded; bias may be null, x and out are float32.
+using RoundedLinear = void (*)(const Weight&, const float* x, std::int64_t tokens, const float* bias, Activation,
+                               float* out, int threads);
+
+// What one instruction set can do with tokens and levels rounded to bfloat16, of weights as below.
+struct BFloat16Kernels {
+  RoundedLinear linear;
+};
+
 // What one instruction set can do with tokens and levels rounded to 8 bits, of weights that are what their codes say
 // and no more: without extra rows or columns and without a mask, their runs of columns multiples of 64 or whole rows.
 struct Int8Kernels {
-  // activation(x @ W.T + bias); bias may be null. x and out are float32.
-  void (*linear)(const Weight&, const float* x, std::int64_t tokens, const float* bias, Activation, float* out,
-                 int threads);
+  RoundedLinear linear;
   // x and out are [texts, length, columns]; the mask is [texts, mask_rows, length], added to the scores, or null.
+  // May be null.
   void (*encoder_layer)(const EncoderLayer&, const float* x, std::int64_t texts, std::int64_t length, const float* mask,
                         std::int64_t mask_rows, float* out, int threads);
 };
 
 extern const Float32Kernels avx2_kernels;
 extern const Int8Kernels avx512vnni_kernels;
+extern const BFloat16Kernels avx512bf16_kernels;
 void avx512vnni_encoder_layer(const EncoderLayer&, const float*, std::int64_t, std::int64_t, const float*, std::int64_t,
                               float*, int);
 

@@ -261,7 +261,7 @@ def _additive(mask: Tensor | None, x: Tensor) -> Tensor | None:
 def _prepare(layer: FusedLayer) -> Prepared | None:
     """What the kernels take a layer as, if they can do it as it is now."""
     inside = _modules(layer)
-    if tuple(map(type, inside)) != layer._inside or layer.training or not native.has_int8():
+    if tuple(map(type, inside)) != layer._inside or layer.training or not native.supports("encoder_layer"):
         return None
     if any(_GLOBAL_HOOKS) or any(watched(one) or (one.training and type(one) not in _OURS) for one in inside):
         return None
@@ -275,7 +275,7 @@ def _prepare(layer: FusedLayer) -> Prepared | None:
             return None
         weight = cast(CodebookWeight, linear._modules["weight_codebook"])
         stored, bias = weight.stored(), linear._parameters["bias"]
-        if weight.compute != "int8" or not native.takes_int8(stored, bias):
+        if weight.compute != "int8" or not native.takes_rounded("int8", stored, bias):
             return None
         if bias is not None and bias.shape != (stored.shape[0],):
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ class QuantizedLinear(Quantized, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """``input @ W.T + bias``."""
-        return self.weight_codebook.linear(input, self.bias, activation=self._followed_by)
+        weight = cast(CodebookWeight, self._modules["weight_codebook"])  # sooner there than by __getattr__
+        return weight.linear(input, self.bias, activation=self._followed_by)
 
 
 class QuantizedConv1D(Quantized, Conv1D):

@@ -22,7 +22,7 @@ from lexibit.ops.native import kernels as kernels
 from lexibit.ops.reference import ACTIVATIONS as ACTIVATIONS
 from lexibit.ops.reference import Stored
 
-COMPUTE = ("float32", "int8")
+COMPUTE = ("float32", "bfloat16", "int8")
 """What products may be computed with."""
 
 # a weight in an operator's schema, as Stored has it
@@ -74,27 +74,27 @@ def _(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], Stored(*stored).shape[1 if transposed else 0]))
 
 
-def _linear_int8(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
-    """``activation(x @ W.T + bias)``, with tokens and levels rounded to 8 bits."""
-    *parts, activation = weight
+def _linear_rounded(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
+    """``activation(x @ W.T + bias)``, with tokens and levels rounded to bfloat16, or to 8 bits."""
+    *parts, activation, compute = weight
     stored = Stored(*parts)
-    if native.takes_int8(stored, x, bias):
-        return native.linear_int8(x, stored, bias, activation)
+    if native.takes_rounded(compute, stored, x, bias):
+        return native.linear_rounded(x, stored, bias, activation, compute)
     with torch.autocast(x.device.type, enabled=False):
-        return reference.linear_int8(x, stored, bias, activation)
+        return reference.linear_rounded(x, stored, bias, activation, compute)
 
 
-linear_int8_op = torch.library.custom_op(
-    "lexibit::linear_int8",
-    _linear_int8,
+linear_rounded_op = torch.library.custom_op(
+    "lexibit::linear_rounded",
+    _linear_rounded,
     mutates_args=(),
-    schema=f"(Tensor x, Tensor? bias, {_WEIGHT}, str activation) -> Tensor",
+    schema=f"(Tensor x, Tensor? bias, {_WEIGHT}, str activation, str compute) -> Tensor",
 )
 
 
-@linear_int8_op.register_fake
+@linear_rounded_op.register_fake
 def _(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
-    *stored, _activation = weight
+    *stored, _activation, _compute = weight
     return x.new_empty((*x.shape[:-1], Stored(*stored).shape[0]))
 
 
@@ -190,17 +190,17 @@ def _linear_backward(ctx, grad):  # type: ignore[no-untyped-def]
     return grad_x, grad_bias, *_of_weight(ctx, 2, of_weight), None
 
 
-def _linear_int8_backward(ctx, grad):  # type: ignore[no-untyped-def]
+def _linear_rounded_backward(ctx, grad):  # type: ignore[no-untyped-def]
     raise LexibitError(
-        "products in int8 have no gradient: train with lexibit.optimize(model, compute='float32'), or "
-        "evaluate under torch.inference_mode()"
+        "products in int8 or bfloat16 have no gradient: train with lexibit.optimize(model, "
+        "compute='float32'), or evaluate under torch.inference_mode()"
     )
 
 
 decode_op.register_autograd(_decode_backward, setup_context=_setup_decode)
 embedding_op.register_autograd(_embedding_backward, setup_context=_setup_embedding)
 linear_op.register_autograd(_linear_backward, setup_context=_setup_linear)
-linear_int8_op.register_autograd(_linear_int8_backward)
+linear_rounded_op.register_autograd(_linear_rounded_backward)
 
 # What callers use. Where nobody follows what an operator does, it is done at once: a small product takes less
 # time than an operator's way through PyTorch.
@@ -218,9 +218,9 @@ def linear(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     return do(x, bias, *weight)
 
 
-def linear_int8(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
-    """:func:`linear_int8_op`."""
-    do: Callable[..., Tensor] = _linear_int8 if direct(x, bias, weight[_LEVELS]) else linear_int8_op
+def linear_rounded(x: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
+    """:func:`linear_rounded_op`."""
+    do: Callable[..., Tensor] = _linear_rounded if direct(x, bias, weight[_LEVELS]) else linear_rounded_op
     return do(x, bias, *weight)
 
 

@@ -120,27 +120,32 @@ def takes(weight: Stored, *inputs: Tensor | None) -> bool:
     return True
 
 
-def takes_int8(weight: Stored, *inputs: Tensor | None) -> bool:
-    """Whether the kernels compute with this weight and these inputs in int8."""
-    if not (takes(weight, *inputs) and has_int8()):
+def takes_rounded(compute: str, weight: Stored, *inputs: Tensor | None) -> bool:
+    """Whether the kernels compute with this weight and these inputs in int8 or bfloat16."""
+    if not (takes(weight, *inputs) and supports(compute)):
         return False
     columns = matrix_shape(tuple(weight.shape))[1]
-    return not why_not_int8(columns, weight.block[1], tuple(weight.extra), weight.mask is not None)
+    return not why_not_rounded(columns, weight.block[1], tuple(weight.extra), weight.mask is not None)
 
 
-def has_int8() -> bool:
-    """Whether the chosen kernels compute in int8 too."""
-    return _has_int8(chosen().name)
+def supports(what: str, name: str | None = None) -> bool:
+    """Whether some kernels compute products so, or a whole layer.
+
+    Args:
+        what: ``float32``, ``bfloat16`` or ``int8``; or ``encoder_layer``.
+        name: of the kernels; those that are chosen if not given.
+    """
+    return _supported(name or chosen().name).get(what, False)
 
 
 @cache
-def _has_int8(name: str) -> bool:
-    return name != REFERENCE and bool(_kernels.has_int8(name))
+def _supported(name: str) -> dict[str, bool]:
+    return {} if name == REFERENCE else dict(_kernels.supports(name))
 
 
 @lru_cache(maxsize=4096)
-def why_not_int8(columns: int, run: int, extra: tuple[int, ...], masked: bool) -> str:
-    """Why no kernel computes in int8 with a weight of so many columns and columns a group; or nothing."""
+def why_not_rounded(columns: int, run: int, extra: tuple[int, ...], masked: bool) -> str:
+    """Why no kernel rounds a weight of so many columns and columns a group to compute with; or nothing."""
     if any(extra):
         return "it has extra rows or columns"
     if masked:
@@ -195,17 +200,18 @@ def linear(x: Tensor, weight: Stored, bias: Tensor | None, transposed: bool) -> 
     return out
 
 
-def linear_int8(x: Tensor, weight: Stored, bias: Tensor | None, activation: str) -> Tensor:
-    """As :func:`lexibit.ops.reference.linear_int8`, but for the order of additions."""
+def linear_rounded(x: Tensor, weight: Stored, bias: Tensor | None, activation: str, compute: str) -> Tensor:
+    """As :func:`lexibit.ops.reference.linear_rounded`, but for the order of additions."""
     rows, columns = matrix_shape(tuple(weight.shape))
     if x.shape[-1:] != (columns,) or (bias is not None and bias.shape != (rows,)) or not rows * columns:
-        return reference.linear_int8(x, weight, bias, activation)
+        return reference.linear_rounded(x, weight, bias, activation, compute)
     flat = x.reshape(prod(x.shape[:-1]), columns).contiguous()
     bias = None if bias is None else bias.contiguous()
     out = x.new_empty(*x.shape[:-1], rows)
     name, arguments, _parts = _weight(weight)
-    _kernels.linear_int8(
+    _kernels.linear_rounded(
         name,
+        compute,
         _threads(flat.shape[0] * rows * columns, _SMALL_INT8),
         arguments,
         flat.data_ptr(),
@@ -218,7 +224,7 @@ def linear_int8(x: Tensor, weight: Stored, bias: Tensor | None, activation: str)
 
 
 class EncoderLayer:
-    """A layer of an encoder that norms after it adds, its products as :func:`linear_int8` does them.
+    """A layer of an encoder that norms after it adds, its products as :func:`linear_rounded` in int8.
 
     Holds the addresses of its tensors, which must be contiguous and stay where they are.
 

@@ -129,15 +129,19 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 _LEAST = 2.0**-100
 
 
-def linear_int8(x: Tensor, weight: Stored, bias: Tensor | None, activation: str) -> Tensor:
-    """``activation(x @ W.T + bias)`` with the tokens and the levels rounded to 8 bits, float32.
+def linear_rounded(x: Tensor, weight: Stored, bias: Tensor | None, activation: str, compute: str) -> Tensor:
+    """``activation(x @ W.T + bias)`` with the tokens and the levels rounded, float32.
 
-    We chose: a token's numbers become multiples of 1/127 of its greatest magnitude, a group's levels go in
-    255 equal steps from its least to its greatest; both are rounded to the nearest, and whole numbers are
-    added up. A token with a number that is not finite gives NaN, and so does a row with such a level.
+    In bfloat16 all are rounded to the nearest. In int8 we chose: a token's numbers become multiples of 1/127
+    of its greatest magnitude, a group's levels go in 255 equal steps from its least to its greatest; both are
+    rounded to the nearest, and whole numbers are added up. There a token with a number that is not finite
+    gives NaN, and so does a row with such a level.
     """
-    rounded, scale = rounded_tokens(x)
-    levels = rounded_levels(weight.table().to(x.dtype))
+    table = weight.table().to(x.dtype)
+    if compute == "int8":
+        (rounded, scale), levels = rounded_tokens(x), rounded_levels(table)
+    else:
+        (rounded, levels), scale = (one.bfloat16().to(x.dtype) for one in (x, table)), x.new_ones(())
     decoded = decode(weight._replace(levels=levels, form=LevelForm.TABLE.value))
     product = linear(rounded, decoded, None, False) * scale
     return ACTIVATIONS[activation](product if bias is None else product + bias)

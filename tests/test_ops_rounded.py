@@ -1,13 +1,14 @@
-"""Products in 8-bit whole numbers: the reference against its definition, the kernels against exact sums."""
+"""Products in int8 and bfloat16: the reference against its definition, the kernels against exact sums."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,29 +20,47 @@ from lexibit.ops.reference import ACTIVATIONS, Stored
 from lexibit.packing import pack
 
 Make = Callable[..., CodebookWeight]
-KERNELS = [name for name in native.available() if native._has_int8(name)]
-needs_kernels = pytest.mark.skipif(not KERNELS, reason="no kernels for int8 on this CPU")
+ROUNDED = ("int8", "bfloat16")
+KERNELS = [(name, one) for name in native.available() for one in ROUNDED if native.supports(one, name)]
+needs_kernels = pytest.mark.skipif(not KERNELS, reason="no kernels for int8 or bfloat16 on this CPU")
 
 
-@pytest.fixture(params=KERNELS or ["reference"], autouse=True)
-def _kernels(request: pytest.FixtureRequest) -> Iterator[None]:
-    with ops.kernels(request.param):
-        yield
+@pytest.fixture(params=KERNELS or [("reference", one) for one in ROUNDED], ids="-".join)
+def compute(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What is computed with, by the kernels that do so."""
+    name, found = request.param
+    with ops.kernels(name):
+        yield found
 
 
-def stored(weight: CodebookWeight) -> Stored:
-    return weight.stored()
+@pytest.fixture
+def rounding(random_weight: Make, compute: str) -> Make:
+    """A function that makes a random weight that computes so."""
+
+    def make(*given: Any, **more: Any) -> CodebookWeight:
+        weight = random_weight(*given, **more)
+        weight.compute = compute
+        return weight
+
+    return make
 
 
-def exact(x: Tensor, weight: Stored, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def exact(x: Tensor, weight: Stored, bias: Tensor | None, compute: str) -> tuple[Tensor, Tensor]:
     """The product of the rounded numbers in float64, and the sum of the magnitudes that went into it."""
-    rounded, scale = reference.rounded_tokens(x)
-    table = reference.rounded_levels(weight.table())
+    if compute == "int8":
+        rounded, scale = reference.rounded_tokens(x)
+        table = reference.rounded_levels(weight.table())
+    else:
+        rounded, scale, table = x.bfloat16().float(), torch.ones(1), weight.table().bfloat16().float()
     levels = weight._replace(levels=table, form=LevelForm.TABLE.value)
     decoded, whole = reference.decode(levels).double(), rounded.double()
     added = torch.zeros(1) if bias is None else bias.double()
     size = (whole.abs().sum(-1, keepdim=True) * table.double().abs().max()) * scale + added.abs()
     return whole @ decoded.t() * scale.double() + added, size
+
+
+# of the size: whole numbers are added up exactly, others rounded at each addition
+TOLERANCE = {"int8": 1e-6, "bfloat16": 1e-5}
 
 
 def test_tokens_become_multiples_of_a_127th_of_their_greatest_magnitude() -> None:
@@ -81,26 +100,26 @@ def products(draw: st.DrawFn) -> tuple[Tensor, Stored, Tensor | None]:
     return x, weight, torch.randn(rows, generator=generator) if draw(st.booleans()) else None
 
 
-@settings(max_examples=300, deadline=None)
-@given(products(), st.sampled_from(list(ACTIVATIONS)))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(given=products(), activation=st.sampled_from(list(ACTIVATIONS)))
 def test_a_product_is_the_exact_sum_of_the_rounded_numbers(
-    given: tuple[Tensor, Stored, Tensor | None], activation: str
+    compute: str, given: tuple[Tensor, Stored, Tensor | None], activation: str
 ) -> None:
     x, weight, bias = given
-    assert native.takes_int8(weight, x, bias) == bool(KERNELS)
-    found = ops.linear_int8(x, bias, *weight, "none")
+    assert native.takes_rounded(compute, weight, x, bias) == bool(KERNELS)
+    found = ops.linear_rounded(x, bias, *weight, "none", compute)
     assert found.shape == (len(x), weight.shape[0])
-    expected, size = exact(x, weight, bias)
-    assert ((found - expected).abs() <= 1e-6 * size + 1e-30).all()
-    followed = ops.linear_int8(x, bias, *weight, activation)
+    expected, size = exact(x, weight, bias, compute)
+    assert ((found - expected).abs() <= TOLERANCE[compute] * size + 1e-30).all()
+    followed = ops.linear_rounded(x, bias, *weight, activation, compute)
     exactly = ACTIVATIONS[activation](found.double())
     assert ((followed - exactly).abs() <= (4e-7 if KERNELS else 2e-6) * found.abs() + 1e-30).all()
-    by_reference = reference.linear_int8(x, weight, bias, activation)
-    assert ((by_reference - followed).abs() <= 1e-5 * size + 1e-6).all()
+    by_reference = reference.linear_rounded(x, weight, bias, activation, compute)
+    assert ((by_reference - followed).abs() <= 2e-5 * size + 1e-6).all()
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
-def test_activations_are_right_everywhere(activation: str) -> None:
+def test_activations_are_right_everywhere(activation: str, compute: str) -> None:
     weight = Stored(
         torch.tensor([0b01], dtype=torch.uint8),
         torch.tensor([[0.0, 1.0]]),
@@ -113,8 +132,10 @@ def test_activations_are_right_everywhere(activation: str) -> None:
         [0, 0],
     )
     points = torch.cat([torch.linspace(-30, 30, 4001), torch.tensor([-1e30, 1e30, 1e-30, 0.0])])[:, None]
-    found = ops.linear_int8(points, None, *weight, activation)
-    # the token's only number is its greatest, and so exact but for the rounding of a float
+    found = ops.linear_rounded(points, None, *weight, activation, compute)
+    if compute == "bfloat16":
+        points = points.bfloat16()
+    # in int8 the token's only number is its greatest, and so exact but for the rounding of a float
     expected = ACTIVATIONS[activation](points.double())
     assert ((found - expected).abs() <= 3e-7 * points.abs() + 1e-30).all()
 
@@ -122,10 +143,9 @@ def test_activations_are_right_everywhere(activation: str) -> None:
 @pytest.mark.parametrize("columns", [200, 256])
 @pytest.mark.parametrize("groups", ["matrix", "row", "columns:64"])
 def test_a_token_is_the_same_in_every_batch_and_on_any_number_of_threads(
-    random_weight: Make, groups: str, columns: int
+    rounding: Make, groups: str, columns: int
 ) -> None:
-    weight = random_weight((3000, columns), 3, groups, "table")
-    weight.compute = "int8"
+    weight = rounding((3000, columns), 3, groups, "table")
     x = torch.randn(29, columns)
     before = torch.get_num_threads()
     results = []
@@ -141,9 +161,8 @@ def test_a_token_is_the_same_in_every_batch_and_on_any_number_of_threads(
     assert all(torch.equal(one, results[0]) for one in results)
 
 
-def test_inputs_of_any_shape_memory_and_dtype(random_weight: Make) -> None:
-    weight = random_weight((70, 110), 3, "row")
-    weight.compute = "int8"
+def test_inputs_of_any_shape_memory_and_dtype(rounding: Make, compute: str) -> None:
+    weight = rounding((70, 110), 3, "row")
     for x in (
         torch.randn(110),
         torch.randn(0, 110),
@@ -157,53 +176,50 @@ def test_inputs_of_any_shape_memory_and_dtype(random_weight: Make) -> None:
         found = weight.linear(x, bias)
         assert found.shape == (*x.shape[:-1], 70)
         assert found.dtype == x.dtype
-        expected, size = exact(x.float(), stored(weight), bias)
-        tolerance = 1e-6 if x.dtype == torch.float32 else 1e-2
+        expected, size = exact(x.float(), weight.stored(), bias, compute)
+        tolerance = TOLERANCE[compute] if x.dtype == torch.float32 else 1e-2
         assert ((found - expected).abs() <= tolerance * size).all()
 
 
 @pytest.mark.parametrize("tokens", [2, 12])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_bad_number_makes_its_token_nan_and_no_other(random_weight: Make, tokens: int, bad: float) -> None:
-    weight = random_weight((70, 110), 3, "row")
-    weight.compute = "int8"
+def test_a_bad_number_spoils_its_token_and_no_other(rounding: Make, tokens: int, bad: float) -> None:
+    weight = rounding((70, 110), 3, "row")
     x = torch.randn(tokens, 110)
     good = weight.linear(x)
     x[1, 105] = bad
     found = weight.linear(x)
-    assert found[1].isnan().all()
+    assert not found[1].isfinite().any()
     assert torch.equal(found[::2], good[::2])
 
 
 @pytest.mark.parametrize("tokens", [2, 12])
-def test_a_bad_level_makes_its_row_nan_and_no_other(random_weight: Make, tokens: int) -> None:
-    weight = random_weight((70, 110), 5, "row")
-    weight.compute = "int8"
+def test_a_bad_level_spoils_its_row_and_no_other(rounding: Make, tokens: int) -> None:
+    weight = rounding((70, 110), 5, "row")
     x = torch.randn(tokens, 110)
     good = weight.linear(x)
     weight.levels[3, 20], weight.levels[65, 0] = float("nan"), float("inf")
     found = weight.linear(x)
     rows = torch.tensor([3, 65])
-    assert found[:, rows].isnan().all()
+    assert not found[:, rows].isfinite().any()
     found[:, rows] = good[:, rows]
     assert torch.equal(found, good)
 
 
-def test_very_long_rows_do_not_overflow() -> None:
+def test_very_long_rows_do_not_overflow(compute: str) -> None:
     columns = 70_000
     codes = pack(torch.ones(1, columns, dtype=torch.uint8), 1)
     weight = Stored(
         codes, torch.tensor([[-1.0, 1.0]]), None, None, [1, columns], 1, [1, columns], "table", [0, 0]
     )
     for tokens in (1, 9):
-        found = ops.linear_int8(torch.ones(tokens, columns), None, *weight, "none")
+        found = ops.linear_rounded(torch.ones(tokens, columns), None, *weight, "none", compute)
         torch.testing.assert_close(found, torch.full((tokens, 1), float(columns)))
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (8, 0), (0, 0)])
-def test_weights_without_a_row_or_a_column(random_weight: Make, shape: tuple[int, int]) -> None:
-    weight = random_weight(shape, 3, "row")
-    weight.compute = "int8"
+def test_weights_without_a_row_or_a_column(rounding: Make, shape: tuple[int, int]) -> None:
+    weight = rounding(shape, 3, "row")
     bias = torch.randn(shape[0])
     assert torch.equal(weight.linear(torch.randn(2, shape[1]), bias), bias.expand(2, -1))
 
@@ -220,48 +236,60 @@ def test_weights_without_a_row_or_a_column(random_weight: Make, shape: tuple[int
     ids=str,
 )
 def test_what_no_kernel_takes_the_reference_does(
-    random_weight: Make, groups: str, corrections: dict[str, object], why: str
+    rounding: Make, compute: str, groups: str, corrections: dict[str, object], why: str
 ) -> None:
-    weight = random_weight((30, 100), 3, groups, "table", **corrections)
+    weight = rounding((30, 100), 3, groups, "table", **corrections)
     spec = weight.spec
-    assert why in native.why_not_int8(100, spec.block[1], spec.extra, spec.mask)
+    assert why in native.why_not_rounded(100, spec.block[1], spec.extra, spec.mask)
     x = torch.randn(3, 100)
-    assert not native.takes_int8(stored(weight), x)
-    weight.compute = "int8"
+    assert not native.takes_rounded(compute, weight.stored(), x)
     float_product = x @ weight.decode().t()
     found = weight.linear(x)
     assert not torch.equal(found, float_product)
     assert torch.nn.functional.cosine_similarity(found, float_product).min() > 0.999
 
 
-def test_wrong_inputs_are_told(random_weight: Make) -> None:
-    weight = random_weight((7, 11), 3, "row")
-    weight.compute = "int8"
+def test_wrong_inputs_are_told(rounding: Make) -> None:
+    weight = rounding((7, 11), 3, "row")
     with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied|size mismatch"):
         weight.linear(torch.randn(2, 12))
     with pytest.raises(RuntimeError):
         weight.linear(torch.randn(2, 11), torch.randn(8))
 
 
-def test_there_is_no_gradient_and_it_is_said(random_weight: Make) -> None:
-    weight = random_weight((7, 11), 3, "row")
-    weight.compute = "int8"
+def test_there_is_no_gradient_and_it_is_said(rounding: Make) -> None:
+    weight = rounding((7, 11), 3, "row")
     x = torch.randn(2, 11, requires_grad=True)
     with pytest.raises(LexibitError, match=r"no gradient.*compute='float32'"):
         weight.linear(x).sum().backward()
 
 
-def test_a_compiler_may_follow(random_weight: Make) -> None:
-    weight = random_weight((7, 11), 3, "row")
-    weight.compute = "int8"
+def test_a_compiler_may_follow(rounding: Make) -> None:
+    weight = rounding((7, 11), 3, "row")
     compiled = torch.compile(lambda x: weight.linear(x).relu(), backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 11)
     assert torch.equal(compiled(x), weight.linear(x).relu())
 
 
 @needs_kernels
-def test_the_kernels_without_int8_say_so() -> None:
+def test_what_no_kernels_of_a_name_compute_is_told() -> None:
     for name in native.available():
-        with ops.kernels(name):
-            assert native.has_int8() == (name in KERNELS)
-    assert not native._has_int8("reference")
+        for one in ROUNDED:
+            with ops.kernels(name):
+                assert native.supports(one) == ((name, one) in KERNELS)
+    assert not native.supports("int8", "reference")
+    from lexibit import _kernels
+
+    without = [name for name in native.available()[:-1] if not native.supports("bfloat16", name)]
+    for name in without:
+        with pytest.raises(ValueError, match=f"{name} has no kernels for bfloat16"):
+            _kernels.linear_rounded(
+                name, "bfloat16", 1, (0, 0, 0, 0, 3, 1, 1, 1, 1, 0, 0, 0, 0), 0, 0, 0, 0, 0
+            )
+
+
+def test_groups_too_long_for_exact_sums_are_left_to_the_reference() -> None:
+    why = native.why_not_rounded(1 << 18, (1 << 16) + 64, (0, 0), False)
+    assert why == "its groups are runs of 65600 columns, more than 65536 and no multiple of that"
+    assert not native.why_not_rounded(1 << 18, 1 << 17, (0, 0), False)
+    assert not native.why_not_rounded(1 << 18, 1 << 18, (0, 0), False)
