@@ -108,7 +108,7 @@ def _torch_peers(model: PreTrainedModel) -> list[Contestant]:
     for parent in list(packed.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
-                setattr(parent, name, _PackedLinear(child))
+                setattr(parent, name, PackedLinear(child))
     with _quiet():
         quantize: Any = torch.ao.quantization.quantize_dynamic
         whole = quantize(copy.deepcopy(model), {nn.Linear}, torch.qint8)
@@ -119,7 +119,7 @@ def _torch_peers(model: PreTrainedModel) -> list[Contestant]:
     ]
 
 
-class _PackedLinear(nn.Module):
+class PackedLinear(nn.Module):
     """A linear layer whose weight stands in oneDNN's own order, and is not brought there at every call."""
 
     def __init__(self, linear: nn.Linear) -> None:
