@@ -1,5 +1,10 @@
-"""What pyproject.toml cannot say: the C++ kernels, which are built where there is a compiler."""
+"""What pyproject.toml cannot say: the C++ kernels, which are built where there is a compiler.
 
+Two environment variables are for those who work on lexibit: with LEXIBIT_BUILD=required an installation
+without kernels is an error, and LEXIBIT_SANITIZE=address,undefined compiles them to look for such faults.
+"""
+
+import os
 import platform
 import sysconfig
 from pathlib import Path
@@ -13,6 +18,9 @@ KERNELS = Path("src/lexibit/kernels")
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 # products are rounded before they are added, as PyTorch does: levels have the same bits
 FLAGS = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+SANITIZE = os.environ.get("LEXIBIT_SANITIZE", "")
+if SANITIZE:
+    FLAGS = [*FLAGS, f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-O1", "-g1"]
 # for files whose names begin so, which are only run where the CPU has these
 AVX2 = ["-mavx2", "-mfma"]
 AVX512VNNI = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni", "vbmi"))]
@@ -57,9 +65,10 @@ setup(
             sources=sorted(map(str, KERNELS.glob("*.cpp"))),
             depends=sorted(map(str, KERNELS.glob("*.h"))),
             extra_compile_args=FLAGS,
+            extra_link_args=[f"-fsanitize={SANITIZE}"] if SANITIZE else [],
             language="c++",
             py_limited_api=LIMITED,
-            optional=True,
+            optional=os.environ.get("LEXIBIT_BUILD") != "required",
         )
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED else {},

@@ -91,6 +91,25 @@ def test_fusing_changes_nothing_but_rounding(kind: str, monkeypatch: pytest.Monk
         assert torch.equal(hidden(fused), hidden(plain))
 
 
+@pytest.mark.parametrize("compute", ops.COMPUTE)
+@pytest.mark.skipif(native.chosen().name == native.REFERENCE, reason="the reference decodes a whole matrix")
+def test_no_float_copy_of_a_weight_is_made(compute: str) -> None:
+    model = nn.Sequential(nn.Embedding(3000, 512), nn.Linear(512, 2000), nn.Linear(2000, 512)).eval()
+    largest = max(one.nbytes for one in model.parameters())
+    lexibit.quantize(model, LexibitConfig(bits=3), progress=False)
+    held = [*model.parameters(), *model.buffers()]
+    file = sum(weight.nbytes for weight in codebooks(model).values()) + 4 * 2512  # and biases
+    assert sum(one.nbytes for one in held) < 1.3 * file
+    if native.supports(compute):
+        lexibit.optimize(model, compute)
+        for tokens in (1, 20):
+            ids = torch.arange(tokens)[None]
+            with torch.inference_mode(), torch.profiler.profile(profile_memory=True) as seen:
+                assert model(ids).shape == (1, tokens, 512)
+            taken = [event.self_cpu_memory_usage for event in seen.events()]
+            assert 0 < max(taken) <= 4 * 2000 * tokens < largest / 10
+
+
 def test_twice_is_once() -> None:
     model = quantized("bert")
     lexibit.optimize(model)

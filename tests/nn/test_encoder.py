@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -256,6 +257,21 @@ def test_many_threads_may_call_at_once() -> None:
     expected = list(map(run, texts))
     with ThreadPoolExecutor(4) as pool:
         assert all(map(torch.equal, pool.map(run, texts), expected))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the memory in use")
+def test_much_memory_is_given_back() -> None:
+    def resident() -> int:
+        (line,) = (one for one in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in one)
+        return int(line.split()[1]) << 10
+
+    layer = optimized("bert").encoder.layer[0]
+    with torch.inference_mode():
+        layer(torch.randn(2, 8, 96))
+        before, x = resident(), torch.randn(512, 64, 96)
+        found = layer(x)
+        # it takes more than 80 MB beside these
+        assert resident() - before < x.nbytes + found.nbytes + (48 << 20)
 
 
 def test_shapes_that_do_not_fit_are_torchs_errors() -> None:

@@ -159,8 +159,9 @@ class Workspace {
   std::int64_t used_ = 0;
 };
 
-// What a thread's last layer needed is kept for its next one.
+// What a thread's last layer needed is kept for its next one, unless it is much.
 thread_local Buffer<std::uint8_t> memory;
+constexpr std::int64_t kept = 64 << 20;
 
 }  // namespace
 
@@ -236,6 +237,7 @@ void avx512vnni_encoder_layer(const EncoderLayer& layer, const float* x, std::in
               phase(up_parts.count, widen), phase(tokens, round_inner), phase(down_parts.count, narrow),
               phase(tokens, last_norm)},
              threads);
+  if (space.used() > kept) memory.release();
 }
 
 }  // namespace lexibit

@@ -53,6 +53,8 @@ class Buffer {
     return data_;
   }
 
+  void release() { std::free(data_), data_ = nullptr, size_ = 0; }
+
   T* data() { return data_; }
   T& operator[](std::int64_t i) { return data_[i]; }
   const T& operator[](std::int64_t i) const { return data_[i]; }
