@@ -41,7 +41,7 @@ const InstructionSet* instruction_sets() {
 #if defined(__x86_64__)
       {"avx512bf16", &lexibit::avx2_kernels, &lexibit::avx512bf16_kernels, &lexibit::avx512vnni_kernels, avx512bf16},
       {"avx512vnni", &lexibit::avx2_kernels, nullptr, &lexibit::avx512vnni_kernels, avx512vnni},
-      {"avx2", &lexibit::avx2_kernels, nullptr, nullptr, avx2},
+      {"avx2", &lexibit::avx2_kernels, nullptr, &lexibit::avx2_int8_kernels, avx2},
 #endif
       {nullptr, nullptr, nullptr, nullptr, false},
   };
