@@ -736,7 +736,7 @@ def test_search_writes_a_plan_that_quantize_takes(run, run_json, fails, float_fo
     out.unlink()
     code, _, err = run(*line)
     assert (code, "trial 0" in err) == (0, False)
-    assert "study 'plan': 25 trials are there from before, and count" in err
+    assert "study 'plan': finished trials there from before: 25" in err
     out.unlink()
     assert "was begun with config.bits 2, now it is 3" in fails(*line, "--bits", "3")
     other = float_folder(folder="other", seed=1)
@@ -776,6 +776,8 @@ def test_search_on_text_and_what_it_refuses(run_json, fails, float_folder, class
         assert f"goes with {needed}" in fails(*line, "--text", text, *idle)
     away = ["search", model, "--out", tmp_path / "no" / "plan.json", "--text", text]
     assert "its folder does not exist" in fails(*away)
+    away[3] = tmp_path / "plan.db"
+    assert "is where the trials are kept" in fails(*away)
     assert "give either --task NAME" in fails(*line, "--task", "classification", "--text", text)
     assert "unknown --mode 'hand'" in fails(*line, "--text", text, "--mode", "hand")
     assert "unknown --sampler 'grid'" in fails(*line, "--text", text, "--sampler", "grid")
@@ -820,7 +822,7 @@ def test_search_for_bits_keeps_its_budget(run, run_json, float_folder, classifie
     code, shown, err = run(*line, "--refine", "4", "--figures", figures)
     assert code == 0, err
     assert "; 28 trials" in shown
-    assert "study 'plan': 24 trials are there from before" in err
+    assert "study 'plan': finished trials there from before: 24" in err
     assert "alone, trial" not in err
     refined = json.loads((tmp_path / "refined.json").read_text())["search"]
     assert list(refined["stages"]) == ["each layer alone", "all bits"]

@@ -70,7 +70,7 @@ def optimize(model: nn.Module, compute: str = "int8") -> dict[str, str]:
             weight.compute = compute
     for module in list(model.modules()):
         _fuse(module)
-    for module in list(model.modules()):
+    for module in list(model.modules()) if compute == "int8" else []:
         fuse(module)
     if not native.supports(compute):
         _logger.warning(

@@ -259,10 +259,11 @@ class CodebookWeight(nn.Module):
 
     def stored(self) -> Stored:
         """What the operators take a weight as."""
+        own: Any = self._buffers
+        if "levels" not in own or "codes" not in own:  # trained, or in a replica whose tensors are attributes
+            return Stored(self.codes, self.levels, self.origins, self.mask, *self._layout)
         # what __getattr__ would find, in a fraction of the time
-        buffers: Any = self._buffers
-        levels: Any = buffers["levels"] if "levels" in buffers else self._parameters["levels"]
-        return Stored(buffers["codes"], levels, buffers["origins"], buffers["mask"], *self._layout)
+        return Stored(own["codes"], own["levels"], own["origins"], own["mask"], *self._layout)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The stored tensors under the weight's name, levels in their stored dtype."""

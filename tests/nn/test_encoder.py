@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -308,6 +309,11 @@ def changed(change: str, model: PreTrainedModel) -> None:
         layer.load_state_dict(state)
     elif change == "scaling":
         layer.attention.self.scaling = 5.0
+    elif change == "hooks replaced":
+        layer.output.dropout._forward_hooks = OrderedDict()
+        layer.output.dropout.register_forward_hook(lambda *call: call[2] * 2)
+    elif change == "norm without bias":
+        layer.output.LayerNorm.bias = None
     elif change == "epsilon":
         layer.output.LayerNorm.eps = 10.0
 
@@ -316,7 +322,8 @@ def changed(change: str, model: PreTrainedModel) -> None:
     "change",
     [
         *("activation", "attention", "norm with gaps", "bias with gaps", "dropout", "hook", "own forward"),
-        *("data", "in place", "buffer", "state", "scaling", "epsilon"),
+        *("data", "in place", "buffer", "state", "scaling", "epsilon", "hooks replaced"),
+        "norm without bias",
     ],
 )
 def test_what_is_changed_inside_counts(change: str) -> None:

@@ -151,6 +151,8 @@ def search(
         raise LexibitError(f"{out}: exists already: choose another file, or remove it first")
     if not out.absolute().parent.is_dir():
         raise LexibitError(f"{out}: its folder does not exist: make it first")
+    if storage is None and out.suffix == ".db":
+        raise LexibitError(f"{out}: is where the trials are kept: call the plan otherwise, or give --storage")
     if figures is not None and figures.exists() and not figures.is_dir():
         raise LexibitError(f"--figures {figures}: is a file: name a folder")
     chosen = None if task is None else tasks.trainable(task)
@@ -191,7 +193,7 @@ def search(
     url = storage or f"sqlite:///{out.with_suffix('.db')}"
     where, named = opened(url), study or out.stem
     if not json and (there := finished(where, named)):
-        errors.print(f"study {named!r}: {there} trials are there from before, and count", highlight=False)
+        errors.print(f"study {named!r}: finished trials there from before: {there}", highlight=False)
     view = _View(str(out), measured.name, [layer.name for layer in problem.layers])
     with Live(view.table(), console=console, transient=True) if _shown(json) else nullcontext() as live:
 

@@ -215,7 +215,9 @@ inline __m256 activate(Activation activation, __m256 x) {
     const __m256 rest = _mm256_mul_ps(p, exp_below(_mm256_sub_ps(zero, _mm256_mul_ps(z, z))));
     // of the smaller tail: nothing cancels
     const __m256 tail = _mm256_mul_ps(_mm256_mul_ps(x, _mm256_set1_ps(0.5f)), rest);
-    return _mm256_blendv_ps(_mm256_sub_ps(x, tail), tail, _mm256_cmp_ps(x, zero, _CMP_LT_OQ));
+    const __m256 infinite = _mm256_cmp_ps(x, _mm256_set1_ps(__builtin_inff()), _CMP_EQ_OQ);
+    const __m256 found = _mm256_blendv_ps(_mm256_sub_ps(x, tail), tail, _mm256_cmp_ps(x, zero, _CMP_LT_OQ));
+    return _mm256_blendv_ps(found, x, infinite);
   }
   // x/2 (1 + tanh u) = x / (1 + exp(-2 u)), by the power of what is not above zero
   const __m256 cube = _mm256_fmadd_ps(_mm256_mul_ps(x, x), _mm256_set1_ps(0.044715f), one);

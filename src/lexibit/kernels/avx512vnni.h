@@ -311,7 +311,8 @@ inline __m512 activate(Activation activation, __m512 x) {
       // of the smaller tail: nothing cancels
       const __m512 tail = _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(0.5f)), rest);
       const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
-      return _mm512_mask_mov_ps(_mm512_sub_ps(x, tail), negative, tail);
+      const __mmask16 infinite = _mm512_cmp_ps_mask(x, _mm512_set1_ps(__builtin_inff()), _CMP_EQ_OQ);
+      return _mm512_mask_mov_ps(_mm512_mask_mov_ps(_mm512_sub_ps(x, tail), negative, tail), infinite, x);
     }
     case Activation::gelu_tanh: {
       // x/2 (1 + tanh u) = x / (1 + exp(-2 u))

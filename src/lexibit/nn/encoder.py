@@ -175,19 +175,18 @@ class Prepared:
         self._config: Any = parts.attention.config
         self._choice = native.chosen()
         self._types = [(one, type(one)) for one in modules]
-        # of the layer itself whoever calls it has called the hooks
         self._hooks: list[Any] = list(_GLOBAL_HOOKS)
-        self._hooks += [
-            hooks for one in modules[1:] for hooks in (one._forward_hooks, one._forward_pre_hooks)
-        ]
         self._places: list[tuple[dict[str, Any], str, Any]] = []
         self._tensors: list[tuple[Tensor, int, int, torch.dtype]] = []
         for one in modules:
             kept: list[dict[str, Any]] = [one._modules, one._parameters, one._buffers]
             self._places += [(of, name, value) for of in kept for name, value in of.items()]
             attributes = _ATTRIBUTES & one.__dict__.keys()
+            if one is not layer:  # whose own hooks and forward whoever calls it has seen
+                attributes |= {"_forward_hooks", "_forward_pre_hooks"}
+                self._hooks += [one._forward_hooks, one._forward_pre_hooks]
+                self._places.append((one.__dict__, "forward", None))
             self._places += [(one.__dict__, name, one.__dict__[name]) for name in attributes]
-            self._places.append((one.__dict__, "forward", None))  # of its own
             for tensor in (*one._parameters.values(), *one._buffers.values()):
                 if tensor is not None:
                     self._tensors.append((tensor, tensor.data_ptr(), tensor.numel(), tensor.dtype))
@@ -298,10 +297,9 @@ def _prepare(layer: FusedLayer) -> Prepared | None:
     for norm in (parts.attention_norm, parts.norm):
         if type(norm) is not nn.LayerNorm or norm.normalized_shape != (hidden,):
             return None
-        if not all(
-            one is not None and one.dtype == torch.float32 and one.is_cpu for one in norm.parameters()
-        ):
-            return None
+        for one in (norm.weight, norm.bias):
+            if one is None or one.dtype != torch.float32 or not one.is_cpu:
+                return None
         norms.append((norm.weight, norm.bias, norm.eps))
     tensors = [*layer.parameters(), *layer.buffers()]
     # without grad nothing is said of who follows, here

@@ -60,8 +60,8 @@ def check_budget(budget: float, problem: Problem, widths: Sequence[int] = WIDTHS
     """
     possible = sizes(problem, widths)
     weights = sum(layer.size for layer in problem.layers)
-    least, most = (8 * sum(pick(one.values()) for one in possible.values()) / weights for pick in (min, max))
-    if not least <= budget:
+    least, most = (sum(pick(one.values()) for one in possible.values()) for pick in (min, max))
+    if not least <= _allowed(budget, problem):
         codes = sum(layer.size * min(possible[layer.name]) for layer in problem.layers) / weights
         remedy = (
             "larger groups, or --levels-dtype float16, take less"
@@ -70,13 +70,19 @@ def check_budget(budget: float, problem: Problem, widths: Sequence[int] = WIDTHS
         )
         raise LexibitError(
             f"a budget of {budget:g} stored bits a weight cannot be kept: the fewest bits of all layers take "
-            f"{least:.3f}; {remedy}"
+            f"{8 * least / weights:.3f}; {remedy}"
         )
-    if budget >= most:
+    if most <= _allowed(budget, problem):
         raise LexibitError(
-            f"a budget of {budget:g} stored bits a weight leaves nothing to choose: {max(widths)} bits in "
-            f"all layers take {most:.3f}; give less, or quantize with --bits {max(widths)}"
+            f"a budget of {budget:g} stored bits a weight leaves nothing to choose: the most bits of all "
+            f"layers, {max(widths)} at most, take {8 * most / weights:.3f}; give less, or take --bits"
         )
+
+
+def _allowed(budget: float, problem: Problem) -> float:
+    """The bytes that a budget of stored bits a weight allows."""
+    nbytes = budget * sum(layer.size for layer in problem.layers) / 8
+    return math.floor(nbytes) if math.isfinite(nbytes) else nbytes
 
 
 def sensitivities(
@@ -161,7 +167,7 @@ def under(options: Mapping[str, Sequence[Option]], budget: float, problem: Probl
     """
     if not math.isfinite(budget):
         raise LexibitError(f"a budget is a number of stored bits a weight, not {budget}")
-    return allocate(options, int(budget * sum(layer.size for layer in problem.layers) / 8))
+    return allocate(options, int(_allowed(budget, problem)))
 
 
 def uniform(options: Mapping[str, Sequence[Option]], budget: float, problem: Problem) -> dict[str, int]:

@@ -187,7 +187,8 @@ class Trials:
         with _answering(self._named):
             self._study.add_trial(running)
             mine = next(one for one in self._all() if one.user_attrs.get(_CLAIM) == claim)
-        if self._places()[place].number == mine.number:
+        first = self._places().get(place)  # there is none if another machine's clock has given up ours
+        if first is not None and first.number == mine.number:
             return mine
         self._fail(mine.number)
         return None
@@ -207,6 +208,8 @@ class Trials:
                     for key, (low, high, log) in self._ranges.items()
                 }
             value, fault = _value(objective, parameters)
+        except UpdateFinishedTrialError:  # given up by another machine meanwhile
+            return None
         except BaseException:
             self._fail(mine.number)
             raise
