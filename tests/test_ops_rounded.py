@@ -100,7 +100,7 @@ def products(draw: st.DrawFn) -> tuple[Tensor, Stored, Tensor | None]:
     return x, weight, torch.randn(rows, generator=generator) if draw(st.booleans()) else None
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(given=products(), activation=st.sampled_from(list(ACTIVATIONS)))
 def test_a_product_is_the_exact_sum_of_the_rounded_numbers(
     compute: str, given: tuple[Tensor, Stored, Tensor | None], activation: str
@@ -115,7 +115,9 @@ def test_a_product_is_the_exact_sum_of_the_rounded_numbers(
     exactly = ACTIVATIONS[activation](found.double())
     assert ((followed - exactly).abs() <= (4e-7 if KERNELS else 2e-6) * found.abs() + 1e-30).all()
     by_reference = reference.linear_rounded(x, weight, bias, activation, compute)
-    assert ((by_reference - followed).abs() <= 2e-5 * size + 1e-6).all()
+    # two sums that are rounded at each addition may be twice as far apart
+    tolerance = {"int8": 1e-5, "bfloat16": 2e-5}[compute]
+    assert ((by_reference - followed).abs() <= tolerance * size + 1e-6).all()
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
@@ -186,18 +188,21 @@ def test_inputs_of_any_shape_memory_and_dtype(rounding: Make, compute: str) -> N
 
 @pytest.mark.parametrize("tokens", [2, 12])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_bad_number_spoils_its_token_and_no_other(rounding: Make, tokens: int, bad: float) -> None:
+def test_a_bad_number_spoils_its_token_and_no_other(
+    rounding: Make, compute: str, tokens: int, bad: float
+) -> None:
     weight = rounding((70, 110), 3, "row")
     x = torch.randn(tokens, 110)
     good = weight.linear(x)
     x[1, 105] = bad
     found = weight.linear(x)
     assert not found[1].isfinite().any()
+    assert compute == "bfloat16" or found[1].isnan().all()
     assert torch.equal(found[::2], good[::2])
 
 
 @pytest.mark.parametrize("tokens", [2, 12])
-def test_a_bad_level_spoils_its_row_and_no_other(rounding: Make, tokens: int) -> None:
+def test_a_bad_level_spoils_its_row_and_no_other(rounding: Make, compute: str, tokens: int) -> None:
     weight = rounding((70, 110), 5, "row")
     x = torch.randn(tokens, 110)
     good = weight.linear(x)
@@ -205,6 +210,7 @@ def test_a_bad_level_spoils_its_row_and_no_other(rounding: Make, tokens: int) ->
     found = weight.linear(x)
     rows = torch.tensor([3, 65])
     assert not found[:, rows].isfinite().any()
+    assert compute == "bfloat16" or found[:, rows].isnan().all()
     found[:, rows] = good[:, rows]
     assert torch.equal(found, good)
 

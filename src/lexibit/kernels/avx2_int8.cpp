@@ -14,7 +14,6 @@ namespace {
 using Short = std::int16_t;
 
 constexpr std::int64_t shorts = 16;            // in a vector
-constexpr std::int64_t longest = 1 << 16;      // columns whose sums of products fit 31 bits
 constexpr std::int64_t tile_shorts = 1 << 16;  // 128 KiB: stays in a core's second cache
 
 struct Product {
@@ -241,7 +240,7 @@ void finish(const Product& product, std::int64_t token, std::int64_t first, std:
 void linear(const Weight& weight, const float* x, std::int64_t tokens, const float* bias, Activation activation,
             float* out, int threads) {
   if (!tokens) return;
-  const std::int64_t run = std::min({weight.columns, weight.block_columns, longest});
+  const std::int64_t run = columns_at_once(weight);
   const std::int64_t runs = (weight.columns + run - 1) / run, stride = (weight.columns + shorts - 1) / shorts * shorts + shorts;
   Buffer<Short> numbers(tokens * stride);
   Buffer<float> scale(tokens);

@@ -22,9 +22,6 @@ namespace {
 constexpr std::int64_t wide = 64;  // codes that are decoded at once
 constexpr int offset = 128;        // levels stand as unsigned bytes, and mean what is left without this
 
-// A run of columns that is multiplied in one go: sums of fewer than 65,536 products of a byte with a byte fit 31 bits.
-constexpr std::int64_t longest = 1 << 16;
-
 struct Product {
   const Weight& weight;
   std::int64_t tokens;
@@ -536,11 +533,11 @@ struct Rounded {
   std::int32_t* sum;
 
   Rounded(const Weight& weight, std::int8_t* x, float* scale, std::int32_t* sum)
-      : columns(weight.columns), run_columns(std::min({weight.columns, weight.block_columns, longest})),
+      : columns(weight.columns), run_columns(columns_at_once(weight)),
         runs(runs_of(weight)), stride(stride_of(weight.columns)), x(x), scale(scale), sum(sum) {}
 
   static std::int64_t runs_of(const Weight& weight) {
-    const std::int64_t run = std::min({weight.columns, weight.block_columns, longest});
+    const std::int64_t run = columns_at_once(weight);
     return (weight.columns + run - 1) / run;
   }
 

@@ -174,6 +174,12 @@ class ExtraRows {
   Buffer<std::int64_t> first_, row_;
 };
 
+// How wide a run of columns is that is multiplied in int8 in one go, with the same levels: sums of fewer than 65,536
+// products of a byte with a byte fit 31 bits.
+inline std::int64_t columns_at_once(const Weight& weight) {
+  return std::min({weight.columns, weight.block_columns, std::int64_t{1} << 16});
+}
+
 // Sets to zero what a mask says, in the columns from `begin` to `end` of a row.
 inline void apply_mask(const Weight& weight, std::int64_t row, std::int64_t begin, std::int64_t end, float* out) {
   for (std::int64_t column = begin; column < end; ++column) {

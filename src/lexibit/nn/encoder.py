@@ -236,24 +236,24 @@ def watched(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
-_NOT_TAKEN: Any = object()
+_NOT_TAKEN = object()
 
 
-def _additive(mask: Tensor | None, x: Tensor) -> Tensor | None:
+def _additive(mask: Tensor | None, x: Tensor) -> Any:
     """A mask as the kernel adds it to the scores, ``[texts, 1 or tokens, tokens]``, or that it is none."""
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or not ops.direct(mask):
-        return cast(None, _NOT_TAKEN)
+        return _NOT_TAKEN
     texts, tokens = x.shape[:2]
     if mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[-1] != tokens or mask.shape[2] not in (1, tokens):
-        return cast(None, _NOT_TAKEN)
+        return _NOT_TAKEN
     if mask.stride(2) == 0 or mask.shape[2] == 1:
         mask = mask[:, :, :1]
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=x.dtype).masked_fill_(~mask, -torch.inf)
     elif mask.dtype != x.dtype or not mask.is_cpu:
-        return cast(None, _NOT_TAKEN)
+        return _NOT_TAKEN
     return mask[:, 0].expand(texts, -1, -1).contiguous()
 
 
