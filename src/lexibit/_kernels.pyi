@@ -30,6 +30,23 @@ def linear_rounded(
     out: int,
     /,
 ) -> None: ...
+def assign(
+    threads: int,
+    levels: int,
+    limits: int,
+    names: int,
+    count: int,
+    of_row: int,
+    of_column: int,
+    rows: int,
+    columns: int,
+    coupling: int,
+    values: int,
+    target: int,
+    codes: int,
+    change: int,
+    /,
+) -> None: ...
 def encoder_layer(
     name: str,
     threads: int,

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from lexibit import importance as importances
-from lexibit import schemes
+from lexibit import refine, schemes
 from lexibit.config import LexibitConfig, Recipe
 from lexibit.errors import LexibitError
 from lexibit.groups import matrix_shape
 from lexibit.importance import Tensors
 from lexibit.levels import LevelForm
 from lexibit.nn import install
-from lexibit.plan import PlannedWeight, spec_of
+from lexibit.plan import PlannedWeight, input_axis, spec_of
 from lexibit.progress import progress_bar
+from lexibit.refine import Effort, Moments, Refined
 from lexibit.weight import CodebookWeight, WeightSpec
 
 
@@ -28,6 +29,8 @@ def quantize_tensor(
     recipe: Recipe | None = None,
     *,
     importance: Tensor | None = None,
+    moments: Moments | None = None,
+    effort: Effort | None = None,
     seed: int = 0,
     name: str = "weight",
     kind: str = "linear",
@@ -39,6 +42,8 @@ def quantize_tensor(
         recipe: scheme, bits, groups, importance; k-means with 4 bits for the whole matrix if not given.
         importance: how much each weight's error counts: finite, >= 0, of the weight's shape. Weights that
             share levels and count nothing at all are taken to count alike.
+        moments: of the inputs that the weight is multiplied with (see :mod:`lexibit.refine`).
+        effort: how long levels and codes are made better by the moments.
         seed: of any random choice.
         name: what errors call the tensor, and its name in a file of importances.
         kind: what uses the weight: ``conv1d`` is transformers' Conv1D, whose input channels are rows.
@@ -59,7 +64,7 @@ def quantize_tensor(
         raise LexibitError(
             f"importance {source}: has none for {name!r}: give the tensor's name there as name="
         )
-    return _quantize(weight, spec, recipe, [name], given, seed)
+    return _quantize(weight, spec, recipe, [name], given, seed, input_axis({kind}), moments, effort)[0]
 
 
 def quantize_planned(
@@ -67,12 +72,33 @@ def quantize_planned(
 ) -> CodebookWeight:
     """Choose levels and codes for a weight of a plan; ``given`` importances count where its scheme weighs."""
     given = given if planned.recipe.fitting().weighs else None
-    return _quantize(weight, planned.spec, planned.recipe, planned.names, given, seed)
+    kinds = {use.kind for use in planned.uses}
+    return _quantize(weight, planned.spec, planned.recipe, planned.names, given, seed, input_axis(kinds))[0]
+
+
+def quantize_calibrated(
+    planned: PlannedWeight, weight: Tensor, moments: Moments, effort: Effort, *, seed: int
+) -> tuple[CodebookWeight, Refined]:
+    """Choose levels and codes for a weight of a plan whose inputs are known."""
+    axis = input_axis({use.kind for use in planned.uses})
+    found, refined = _quantize(
+        weight, planned.spec, planned.recipe, planned.names, None, seed, axis, moments, effort
+    )
+    assert refined is not None
+    return found, refined
 
 
 def _quantize(
-    weight: Tensor, spec: WeightSpec, recipe: Recipe, names: list[str], given: Tensors | None, seed: int
-) -> CodebookWeight:
+    weight: Tensor,
+    spec: WeightSpec,
+    recipe: Recipe,
+    names: list[str],
+    given: Tensors | None,
+    seed: int,
+    axis: int,
+    moments: Moments | None = None,
+    effort: Effort | None = None,
+) -> tuple[CodebookWeight, Refined | None]:
     """Choose levels and codes for one weight; ``given`` may have its importance, by any of its names."""
     name, scheme = names[0], recipe.fitting()
     values = weight.detach().to("cpu", torch.float32).reshape(matrix_shape(spec.shape))
@@ -91,9 +117,17 @@ def _quantize(
         found = importances.checked(name, spec.shape, found)
     elif isinstance(source, importances.Magnitude):
         found, pruned = source.of(values)
-    axis = 0 if spec.extra[0] else 1
-    choice = scheme.choose(values, spec.groups, spec.bits, found, seed, axis)
-    return _packed(name, spec, choice, pruned, weight)
+    if moments is None or values.numel() == 0:
+        choice = scheme.choose(values, spec.groups, spec.bits, found, seed, axis)
+        return _packed(name, spec, choice, pruned, weight), None
+    if found is not None or source is not None:
+        raise LexibitError(
+            f"{name}: both an importance and its inputs say how its errors count: give one of the two"
+        )
+    choice, refined = refine.choose(
+        scheme, values, spec, seed, axis, moments.checked(name, values.shape[axis]), effort or Effort()
+    )
+    return _packed(name, spec, choice, pruned, weight), refined
 
 
 def _packed(
@@ -171,11 +205,18 @@ def install_everywhere(planned: PlannedWeight, weight: CodebookWeight) -> None:
 def installed(weights: Iterable[tuple[PlannedWeight, CodebookWeight]]) -> Iterator[None]:
     """The model with some weights in codes inside; with its float weights, as it was, afterwards."""
     weights = list(weights)
-    uses = [use for planned, _ in weights for use in planned.uses]
-    before = {use.module: (type(use.module), dict(use.module._parameters)) for use in uses}
-    try:
+    with restored(planned for planned, _ in weights):
         for planned, weight in weights:
             install_everywhere(planned, weight)
+        yield
+
+
+@contextmanager
+def restored(weights: Iterable[PlannedWeight]) -> Iterator[None]:
+    """Whatever is installed inside in the place of these weights, they are there again afterwards."""
+    uses = [use for planned in weights for use in planned.uses]
+    before = {use.module: (type(use.module), dict(use.module._parameters)) for use in uses}
+    try:
         yield
     finally:
         for use in uses:

@@ -344,8 +344,7 @@ def spec_of(
     """
     scheme, weighing = recipe.fitting(), recipe.weighing()
     rows, columns = matrix_shape(shape)
-    # the input channels are the columns, but for Conv1D, whose weight is [in, out]
-    axis = 0 if kinds == {"conv1d"} else 1
+    axis = input_axis(kinds)
     count = scheme.extra((rows, columns)[axis]) if rows * columns else 0
     extra = (0, count) if axis else (count, 0)
     groups = Groups.parse(recipe.groups, (rows + extra[0], columns + extra[1]))
@@ -362,6 +361,11 @@ def spec_of(
         extra=extra,
         mask=isinstance(weighing, Magnitude) and weighing.mask,
     )
+
+
+def input_axis(kinds: Set[str]) -> int:
+    """On which axis of a weight that is used so its input channels lie: 1, but for Conv1D."""
+    return 0 if kinds == {"conv1d"} else 1
 
 
 def storages(model: nn.Module) -> Storages:

@@ -6,6 +6,8 @@ from math import prod
 
 from torch import nn
 
+from lexibit.calibration.kept import Done
+from lexibit.calibration.layerwise import Calibration, calibrate
 from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
 from lexibit.fitting import Quantizing, install_everywhere
@@ -20,6 +22,7 @@ def quantize(
     config: LexibitConfig | None = None,
     *,
     importances: Tensors | None = None,
+    calibration: Calibration | None = None,
     progress: bool = True,
 ) -> Plan:
     """Quantize a model in place.
@@ -34,14 +37,16 @@ def quantize(
         importances: how much the errors of a weight count, by any of its names (see
             :mod:`lexibit.importance`): of weights that it does not name, and of those whose scheme does not
             weigh errors, they count alike.
+        calibration: text, as inputs of the model, whose layers' outputs are to change least (see
+            :mod:`lexibit.calibration`); is told what became of each weight.
         progress: whether to draw a progress bar on the terminal.
 
     Returns:
         The plan that was carried out.
 
     Raises:
-        LexibitError: from the plan, for a weight that cannot be quantized, or for importances that are wrong
-            or that no weight has a use for.
+        LexibitError: from the plan, for a weight that cannot be quantized, for importances that are wrong or
+            that no weight has a use for, or for importances and calibration at once.
     """
     config = config or LexibitConfig()
     if any(isinstance(module, Quantized) for module in model.modules()):
@@ -54,15 +59,28 @@ def quantize(
     if importances is not None:
         names = [use.name for _, uses in storages(model) for use in uses]
         check_importances(importances, names, plan.weights, "importances")
+        if calibration is not None:
+            raise LexibitError(
+                "both importances and calibration say how the errors of a weight count: give one of the two"
+            )
+    if calibration is not None:
+        done = calibrate(model, plan, config, calibration, progress=progress)
+    else:
+        done = _fitted(plan, config, importances, progress)
+    for planned, weight in done:
+        install_everywhere(planned, weight)
+    attach(model, config)
+    return plan
+
+
+def _fitted(plan: Plan, config: LexibitConfig, importances: Tensors | None, progress: bool) -> Done:
+    """The weights of a plan in codes, each for itself."""
     quantizing = Quantizing(config, len(plan.weights), progress, importances)
     # the largest first, while the other threads have enough to do beside it
     for planned in sorted(plan.weights, key=lambda planned: -prod(planned.spec.shape)):
         use = planned.uses[0]
         quantizing.add(planned, use.module.get_parameter(use.parameter))
-    for planned, weight in quantizing.results():
-        install_everywhere(planned, weight)
-    attach(model, config)
-    return plan
+    return quantizing.results()
 
 
 def dequantize(model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from lexibit.fidelity import Reference
 from lexibit.search import Problem, Setting, search
 from lexibit.search.layers import blocks, layers
 from lexibit.search.objective import Distance
-from lexibit.search.replay import Replay
+from lexibit.replay import Replay
 from lexibit.search.space import SETS, STARTS
 from lexibit.search.trials import storage
 

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <new>
 
+#include "assign.h"
 #include "parallel.h"
 #include "weight.h"
 
@@ -225,6 +226,20 @@ PyObject* encoder_layer(PyObject*, PyObject* arguments) {
   });
 }
 
+PyObject* assign(PyObject*, PyObject* arguments) {
+  int threads, count;
+  long long levels, limits, names, of_row, of_column, rows, columns, coupling, values, target, codes, change;
+  if (!PyArg_ParseTuple(arguments, "iLLLiLLLLLLLLL", &threads, &levels, &limits, &names, &count, &of_row, &of_column,
+                        &rows, &columns, &coupling, &values, &target, &codes, &change))
+    return nullptr;
+  const lexibit::Ladders ladders = {address<float>(levels), address<float>(limits), address<std::uint8_t>(names), count};
+  return unlocked([&] {
+    lexibit::assign(ladders, address<std::int32_t>(of_row), address<std::int32_t>(of_column), rows, columns,
+                    address<float>(coupling), address<float>(values), address<float>(target),
+                    address<std::uint8_t>(codes), address<float>(change), threads);
+  });
+}
+
 PyMethodDef methods[] = {
     {"available", available, METH_NOARGS, "The instruction sets of this CPU that there are kernels for."},
     {"supports", supports, METH_O, "What an instruction set of this CPU has kernels for, by name; empty if it is not here."},
@@ -234,6 +249,8 @@ PyMethodDef methods[] = {
     {"linear", linear, METH_VARARGS, "(name, threads, weight, x, tokens, bias, out, transposed)"},
     {"linear_rounded", linear_rounded, METH_VARARGS,
      "(name, compute, threads, weight, x, tokens, bias, activation, out)"},
+    {"assign", assign, METH_VARARGS,
+     "(threads, levels, limits, names, count, of_row, of_column, rows, columns, coupling, values, target, codes, change)"},
     {"encoder_layer", encoder_layer, METH_VARARGS,
      "(name, threads, linears, norms, heads, scaling, activation, x, texts, length, mask, mask_rows, out)"},
     {nullptr, nullptr, 0, nullptr},

@@ -176,6 +176,32 @@ def embedding(ids: Tensor, weight: Stored) -> Tensor:
     return out
 
 
+def assign(
+    target: Tensor,
+    ladders: tuple[Tensor, Tensor, Tensor],
+    groups: tuple[Tensor, Tensor],
+    coupling: Tensor,
+    values: Tensor | None,
+    codes: Tensor,
+    change: Tensor,
+) -> None:
+    """As :func:`lexibit.ops.assign.assign`, into ``codes`` and ``change``; all are contiguous."""
+    rows, columns = target.shape
+    _kernels.assign(
+        _threads(rows * columns * columns),
+        *(part.data_ptr() for part in ladders),
+        ladders[0].shape[1],
+        *(part.data_ptr() for part in groups),
+        rows,
+        columns,
+        coupling.data_ptr(),
+        0 if values is None else values.data_ptr(),
+        target.data_ptr(),
+        codes.data_ptr(),
+        change.data_ptr(),
+    )
+
+
 def linear(x: Tensor, weight: Stored, bias: Tensor | None, transposed: bool) -> Tensor:
     """As :func:`lexibit.ops.reference.linear` with the weight decoded, but for the order of additions."""
     rows, columns = matrix_shape(tuple(weight.shape))

@@ -19,7 +19,7 @@ from lexibit.optimize import optimize
 from lexibit.plan import Plan, PlannedWeight
 from lexibit.search.codes import Codes
 from lexibit.search.layers import Layer, blocks, layers
-from lexibit.search.replay import Replay, trace
+from lexibit.replay import Replay, trace
 from lexibit.search.space import NONE, spelling
 
 

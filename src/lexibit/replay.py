@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,11 +21,14 @@ class Replay:
     Args:
         blocks: the modules that run one after another, each called once whenever the model is. With none,
             nothing is kept, and all is run.
+        which: gives the number of the call that is made, for runs whose calls come in any order, or in
+            several threads; the n-th call of a run has the number n if not given.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], which: Callable[[], int] | None = None) -> None:
         self._blocks = list(blocks)
-        self._kept: list[Any] = []  # by call, what the block in front of the first that runs gave
+        self._kept: dict[int, Any] = {}  # by call, what the block in front of the first that runs gave
+        self._which = which
         self.first = 0
 
     @property
@@ -36,8 +41,13 @@ class Replay:
         first = min(first, self.count)
         if first <= self.first:
             return
-        kept: list[Any] = []
-        hook = self._blocks[first - 1].register_forward_hook(lambda *call: kept.append(_detached(call[2])))
+        kept: dict[int, Any] = {}
+        which = self._which or count().__next__
+
+        def keep(*call: Any) -> None:
+            kept[which()] = _detached(call[2])
+
+        hook = self._blocks[first - 1].register_forward_hook(keep)
         try:
             with self.replaying():
                 run()
@@ -49,18 +59,18 @@ class Replay:
     def replaying(self) -> Iterator[None]:
         """The model with its first blocks replaced by what they gave; for one run."""
         skipped = self._blocks[: self.first]
-        calls = iter(self._kept)
-        current: list[Any] = [None]
+        which = self._which or count().__next__
+        current = threading.local()
 
         def begin(*_: Any, **__: Any) -> Any:
-            current[0] = next(calls)
-            return current[0]
+            current.given = self._kept[which()]
+            return current.given
 
         before = [module.__dict__.get("forward") for module in skipped]
         try:
             for place, module in enumerate(skipped):
                 # an attribute of the module itself, which hides its class's
-                module.__dict__["forward"] = begin if place == 0 else lambda *_, **__: current[0]
+                module.__dict__["forward"] = begin if place == 0 else lambda *_, **__: current.given
             yield
         finally:
             for module, forward in zip(skipped, before, strict=True):

@@ -1,0 +1,154 @@
+"""Runs of a model on batches, from a point on and no further than needed, side by side."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from lexibit.calibration.route import Point, Stage, given
+from lexibit.errors import LexibitError
+from lexibit.plan import Use
+from lexibit.replay import Replay
+from lexibit.threads import side_by_side
+
+Batch = Mapping[str, Any]
+
+
+class _Enough(Exception):
+    """What a run is for has been seen."""
+
+
+class Runs:
+    """Runs a model on the same batches again and again.
+
+    Args:
+        model: in evaluation mode.
+        batches: what it is called with, by name; ``attention_mask`` and ``decoder_attention_mask`` say what
+            is padding.
+        chains: of its route.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], chains: list[list[nn.Module]]) -> None:
+        self._model, self._batches = model, batches
+        self._here = threading.local()
+        self._chains = chains
+        self._replays = [Replay(chain, lambda: int(self._here.number)) for chain in chains]
+
+    def advance(self, point: Point) -> None:
+        """Go on from a point, which is no earlier than the last one: what lies in front of it is kept."""
+        for replay, chain, first in zip(self._replays, self._chains, point, strict=True):
+            if first > replay.first:
+                replay.advance(first, lambda last=chain[first - 1]: self._up_to(last))
+
+    def _up_to(self, module: nn.Module) -> None:
+        """Run all batches until a module has ended; the chain that it is in replays itself."""
+
+        def stop(*_: Any) -> None:
+            raise _Enough
+
+        with ExitStack() as undo:
+            for replay, chain in zip(self._replays, self._chains, strict=True):
+                if module not in chain:
+                    undo.enter_context(replay.replaying())
+            undo.callback(module.register_forward_hook(stop).remove)
+            for _ in side_by_side(self.run, range(len(self._batches))):
+                pass
+
+    def run(self, number: int) -> None:
+        """Run one batch, as far as a hook lets it."""
+        self._here.number, self._here.calls, self._here.inputs = number, 0, []
+        with torch.inference_mode(), suppress(_Enough):
+            self._model(**self._batches[number])
+
+    @contextmanager
+    def watching(self, stage: Stage) -> Iterator[Callable[[int], list[Tensor]]]:
+        """Gives what runs a batch, by its number, and tells what the weights of a stage are multiplied with.
+
+        That is the inputs of every call, ``[n, channels]``, or the rows looked up, ``[n]``; padding left out.
+        """
+        here, (last, times) = self._here, stage.last
+        masks = ("attention_mask", "decoder_attention_mask")
+
+        def seen(use: Use, x: Any, output: Any = None) -> None:
+            batch = self._batches[here.number]
+            here.inputs.append(_inputs(use, x, output, [batch[name].bool() for name in masks if name in batch]))
+
+        def counted(*_: Any) -> None:
+            here.calls += 1
+            if here.calls == times:
+                raise _Enough
+
+        def run(number: int) -> list[Tensor]:
+            self.run(number)
+            found: list[Tensor] = here.inputs
+            return found
+
+        with ExitStack() as undo:
+            for replay in self._replays:
+                undo.enter_context(replay.replaying())
+            for use in stage.uses:
+                undo.callback(_watch(use, seen).remove)
+            # a recurrent layer has run when its inputs are known
+            if isinstance(last, nn.RNNBase):
+                undo.callback(last.register_forward_hook(counted).remove)
+            else:
+                undo.callback(last.register_forward_pre_hook(counted).remove)
+            yield run
+
+
+def _watch(use: Use, seen: Callable[..., None]) -> Any:
+    """A hook that shows what a use is called with, and if it is recurrent what it gave."""
+    if use.kind == "recurrent":
+        return use.module.register_forward_hook(
+            lambda _, args, kwargs, output: seen(use, given(args, kwargs), output), with_kwargs=True
+        )
+    return use.module.register_forward_pre_hook(
+        lambda _, args, kwargs: seen(use, given(args, kwargs)), with_kwargs=True
+    )
+
+
+def _inputs(use: Use, x: Any, output: Any, masks: list[Tensor]) -> Tensor:
+    if use.kind == "recurrent":
+        return _recurrent(use, x, output)
+    return _kept(x, masks, 0) if use.kind == "embedding" else _kept(x, masks, 1).float()
+
+
+def _kept(x: Tensor, masks: list[Tensor], axes: int) -> Tensor:
+    """The places that no mask leaves out, ``[n]``, and the last axes of x, which are what stands in a place."""
+    places, inside = x.shape[: x.dim() - axes], x.shape[x.dim() - axes :]
+    for mask in masks:
+        if places == mask.shape:
+            return x[mask]
+        if places == (mask.numel(),):
+            return x[mask.reshape(-1)]
+    return x.reshape(-1, *inside)
+
+
+def why_not(use: Use) -> str:
+    """Why nothing is known of what a weight is multiplied with, or nothing."""
+    if use.kind == "parameter":
+        return "nothing is known of how it is used"
+    if use.kind == "recurrent":
+        module = use.module
+        assert isinstance(module, nn.RNNBase)
+        if module.num_layers > 1 or module.bidirectional or module.proj_size:
+            return "only recurrent modules of one layer, in one direction, show all of their inputs"
+    return ""
+
+
+def _recurrent(use: Use, x: Any, output: Any) -> Tensor:
+    """The inputs, or the states in front of each step, the first of which counts as zero."""
+    if isinstance(x, PackedSequence):
+        raise LexibitError(f"{use.name}: its module takes packed sequences: calibrate on padded ones")
+    if "_ih_" in use.parameter:
+        return x.reshape(-1, x.shape[-1]).float()
+    states = output[0]
+    time = 1 if use.module.batch_first and states.dim() == 3 else 0
+    before = states.narrow(time, 0, states.shape[time] - 1)
+    return before.reshape(-1, before.shape[-1]).float()
