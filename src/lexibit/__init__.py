@@ -2,6 +2,7 @@
 
 from lexibit import evaluation, importance, models, tuning
 from lexibit.benchmark import bench
+from lexibit.calibration import Calibration, Effort
 from lexibit.checkpoint import load, save
 from lexibit.comparison import compare_schemes
 from lexibit.config import LexibitConfig, Recipe
@@ -18,7 +19,9 @@ from lexibit.weight import CodebookWeight
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
     "CodebookWeight",
+    "Effort",
     "FormatError",
     "LexibitConfig",
     "LexibitError",

@@ -77,8 +77,9 @@ class LexibitConfig(QuantizationConfigMixin):
         scheme: ``aciq``, ``binary``, ``kl``, ``kmeans``, ``linear``, ``lq``, ``mse`` or ``ocs``.
         bits: bits of a code, 1 to 8.
         groups: which weights share levels: ``matrix``, ``row``, ``rows:N`` (blocks of N rows),
-            ``blocks:N`` (at most N blocks of rows), ``columns:N`` (runs of N columns in a row), or ``auto``:
-            ``row`` for binary codes, ``matrix`` for all other schemes.
+            ``blocks:N`` (at most N blocks of rows), ``columns:N`` (runs of N columns in a row), ``within:B``
+            (the fewest rows whose levels take at most B bits a weight), or ``auto``: ``row`` for binary
+            codes, ``matrix`` for all other schemes.
         options: options of the scheme, like ``{"init": "k-means++", "iterations": 3}``.
         levels_dtype: in what the levels are stored: ``float32``, ``float16`` or ``bfloat16``.
         importance: how much each weight's error counts, for schemes that weigh errors: by magnitude, like
@@ -159,6 +160,19 @@ class LexibitConfig(QuantizationConfigMixin):
                     error = unknown(f"setting in the rule for {pattern!r}", name, _RECIPE)
                     raise LexibitError(f"{error} (an option of a scheme is set as options.NAME=VALUE)")
             self.recipe(pattern)
+
+    @classmethod
+    def recommended(cls, bits: int = 4, **others: Any) -> LexibitConfig:
+        """The configuration that keeps most of a model at so many bits, as far as we know (docs/choosing.md).
+
+        Exact k-means; the fewest rows share levels whose levels, in float16, take at most 0.2 bits a weight.
+        It is best with calibration.
+
+        Args:
+            bits: of a code.
+            others: what else a configuration says, but for scheme, groups and levels_dtype.
+        """
+        return cls(scheme="kmeans", bits=bits, groups="within:0.2", levels_dtype="float16", **others)
 
     def recipe(self, *rules: str) -> Recipe:
         """The recipe that the named rules, in their order, make of the defaults.

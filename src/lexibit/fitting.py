@@ -102,8 +102,7 @@ def _quantize(
     """Choose levels and codes for one weight; ``given`` may have its importance, by any of its names."""
     name, scheme = names[0], recipe.fitting()
     values = weight.detach().to("cpu", torch.float32).reshape(matrix_shape(spec.shape))
-    # a float64 weight may leave float32's range: look at what will be worked with
-    _check_finite(name, weight, values)
+    check_finite(name, weight, values)
     source = recipe.weighing()
     found = None if given is None else importances.find(given, names)
     pruned = None
@@ -183,7 +182,12 @@ def _does_not_fit(name: str, spec: WeightSpec, reach: float) -> LexibitError:
     return LexibitError(f"{name}: its levels, up to {reach:.3g}, do not fit {spec.dtype}: {remedy}")
 
 
-def _check_finite(name: str, weight: Tensor, values: Tensor) -> None:
+def check_finite(name: str, weight: Tensor, values: Tensor) -> None:
+    """Refuse a weight that is not finite, or whose float32 matrix ``values`` is not.
+
+    Raises:
+        LexibitError: some of it are NaN, infinite, or beyond float32.
+    """
     # one pass without a mask as large as the weight: NaN and infinities survive min and max
     if values.numel() == 0 or torch.stack(values.aminmax()).isfinite().all():
         return

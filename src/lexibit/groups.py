@@ -10,6 +10,8 @@ spelling       block                  meaning
 ``rows:N``     N, all columns         blocks of N consecutive rows
 ``blocks:N``   ceil(rows / N), all    at most N blocks of rows (Q-BERT's 128)
 ``columns:N``  1, N                   runs of N columns inside each row
+``within:B``   as few as it takes     the fewest rows whose levels take at most B
+                                      bits a weight, like 0.2
 =============  =====================  ==========================================
 
 A remainder makes a smaller last group; nothing is padded on disk and nothing falls back.
@@ -17,6 +19,7 @@ A remainder makes a smaller last group; nothing is padded on disk and nothing fa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from math import prod
 
@@ -27,11 +30,22 @@ from lexibit.errors import LexibitError, unknown
 
 _PLAIN = ("matrix", "row")
 _COUNTED = ("rows", "blocks", "columns")
+_SPELLINGS = ("auto", "matrix", "row", "rows:N", "blocks:N", "columns:N", "within:B")
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """Rows and columns of a weight: its last axis are the columns, all others are the rows."""
     return prod(shape[:-1]), shape[-1]
+
+
+def _bits(spec: str, number: str) -> float:
+    try:
+        bits = float(number)
+    except ValueError:
+        bits = math.nan
+    if not (bits > 0 and math.isfinite(bits)):
+        raise LexibitError(f"groups {spec!r}: write bits a weight, above 0, behind 'within:', like 0.2")
+    return bits
 
 
 @dataclass(frozen=True)
@@ -43,8 +57,13 @@ class Groups:
     block: tuple[int, int]
 
     @classmethod
-    def parse(cls, spec: str, shape: tuple[int, ...]) -> Groups:
+    def parse(cls, spec: str, shape: tuple[int, ...], level_bits: int = 0) -> Groups:
         """The groups that ``spec`` (see the module's table) makes of a weight of this shape.
+
+        Args:
+            spec: a spelling.
+            shape: the weight's.
+            level_bits: what the levels of a group take, for ``within:B``.
 
         Raises:
             LexibitError: the spelling is unknown or its number is not a positive whole one.
@@ -53,8 +72,12 @@ class Groups:
         kind, colon, number = spec.partition(":")
         if kind in _PLAIN and not colon:
             return cls(rows, columns, (max(rows, 1) if kind == "matrix" else 1, max(columns, 1)))
+        if kind == "within":
+            most = _bits(spec, number)
+            height = min(math.ceil(level_bits / (most * max(columns, 1))), rows)
+            return cls(rows, columns, (max(height, 1), max(columns, 1)))
         if kind not in _COUNTED:
-            raise unknown("groups", spec, ["auto", "matrix", "row", "rows:N", "blocks:N", "columns:N"])
+            raise unknown("groups", spec, _SPELLINGS)
         if not number.isdecimal() or int(number) == 0:
             raise LexibitError(f"groups {spec!r}: write a positive whole number after '{kind}:'")
         size = int(number)

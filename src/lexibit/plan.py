@@ -347,7 +347,8 @@ def spec_of(
     axis = input_axis(kinds)
     count = scheme.extra((rows, columns)[axis]) if rows * columns else 0
     extra = (0, count) if axis else (count, 0)
-    groups = Groups.parse(recipe.groups, (rows + extra[0], columns + extra[1]))
+    level_bits = 8 * scheme.form.width(recipe.bits) * getattr(torch, recipe.levels_dtype).itemsize
+    groups = Groups.parse(recipe.groups, (rows + extra[0], columns + extra[1]), level_bits)
     if fault := scheme.fault(groups, axis):
         raise LexibitError(f"{name}: {fault}")
     return WeightSpec(

@@ -80,6 +80,23 @@ class Replay:
                     module.__dict__["forward"] = forward
 
 
+def chains(model: nn.Module) -> list[list[tuple[str, nn.Module]]]:
+    """Modules, with their names, that may run one after another, each on what the one before it gave.
+
+    These are a model's lists of layers, several in an encoder-decoder; none where one layer is used again.
+    """
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(one) for one in module}) == 1
+    ]
+    return [
+        [(f"{name}.{number}", child) for number, child in enumerate(module)]
+        for name, module in lists
+        if not any(name.startswith(f"{other}.") for other, _ in lists) and len(set(module)) == len(module)
+    ]
+
+
 def _detached(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach()

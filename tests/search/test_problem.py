@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 import lexibit
 from lexibit import LexibitConfig, LexibitError
 from lexibit.fidelity import Reference
+from lexibit.replay import Replay
 from lexibit.search import Problem, Setting, search
 from lexibit.search.layers import blocks, layers
 from lexibit.search.objective import Distance
-from lexibit.replay import Replay
 from lexibit.search.space import SETS, STARTS
 from lexibit.search.trials import storage
 

@@ -1,7 +1,7 @@
 """Levels and codes for what the layers of a model are given: from text, without labels or training.
 
-A scheme looks at the weights alone. Here the model runs on some text, and each weight is quantized so that the
-*outputs* of its layer change least (:mod:`lexibit.refine`), one layer after the other, each on what the
+A scheme looks at the weights alone. Here the model runs on some text, and each weight is quantized so that
+the *outputs* of its layer change least (:mod:`lexibit.refine`), one layer after the other, each on what the
 quantized layers in front of it give.
 """
 

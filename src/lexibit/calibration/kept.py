@@ -47,7 +47,9 @@ class Kept:
                 _logger.warning("%s: goes on from %d finished layers", folder, done)
                 return
             if any(folder.iterdir()) and not known.is_file():
-                raise LexibitError(f"{folder}: holds something else than a calibration: choose another folder")
+                raise LexibitError(
+                    f"{folder}: holds something else than a calibration: choose another folder"
+                )
             _logger.warning("%s: is of another model, text or configuration: begins anew", folder)
             shutil.rmtree(folder)
         folder.mkdir(parents=True)

@@ -19,7 +19,8 @@ from lexibit.calibration.route import Route, Stage, find_route
 from lexibit.calibration.runs import Batch, Runs, why_not
 from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
-from lexibit.fitting import install_everywhere, quantize_calibrated, quantize_planned, restored
+from lexibit.fitting import check_finite, install_everywhere, quantize_calibrated, quantize_planned, restored
+from lexibit.groups import matrix_shape
 from lexibit.nn.modes import evaluating
 from lexibit.plan import Plan, PlannedWeight
 from lexibit.progress import progress_bar
@@ -63,9 +64,9 @@ def calibrate(
     (:meth:`lexibit.refine.Moments.corrected`). The model is as it was afterwards.
 
     Embeddings are quantized by their scheme alone; where rows share levels they count by how often they are
-    looked up, once more than in the text. A weight that is both embedding and output layer is calibrated for the
-    outputs, and the rows looked up count as much as those. A weight that several layers share is calibrated for
-    the inputs of all of them. A weight with an importance of its own keeps to that.
+    looked up, once more than in the text. A weight that is both embedding and output layer is calibrated for
+    the outputs, and the rows looked up count as much as those. A weight that several layers share is
+    calibrated for the inputs of all of them. A weight with an importance of its own keeps to that.
 
     Args:
         model: a float model.
@@ -80,6 +81,9 @@ def calibrate(
     batches = [_without_cache(model, batch) for batch in calibration.batches]
     told = calibration.weights
     told.clear()
+    for planned in plan.weights:
+        value = _value(planned)
+        check_finite(planned.name, value, value.float().reshape(matrix_shape(planned.spec.shape)))
     done: Done = []
     kept = Kept(calibration.folder, "" if calibration.folder is None else _key(model, config, calibration))
     with single(), evaluating(model), restored(plan.weights), progress_bar(progress) as bar:
@@ -92,7 +96,9 @@ def calibrate(
             found = kept.read(stage)
             if found is None:
                 gathered = gathering.of(stage)
-                fitted = [_fitted(weight, gathered, calibration.effort, config.seed) for weight in stage.weights]
+                fitted = [
+                    _fitted(weight, gathered, calibration.effort, config.seed) for weight in stage.weights
+                ]
                 found = [(weight, codes) for weight, codes, _ in fitted], [one for _, _, one in fitted]
                 kept.write(stage, *found)
             for planned, weight in found[0]:
@@ -203,7 +209,7 @@ def _fitted(
         told = Calibrated(planned.name, gathered.count, why_not=why)
         return planned, quantize_planned(planned, value, seed=seed, given=given), told
     if gathered.rows is not None:
-        # looked up, a row's error counts as it is: as if for inputs of equal size that know nothing of each other
+        # looked up, a row's error counts as it is: as if for inputs of equal size and without correlation
         own = float(moments.second.diagonal().double().mean()) * torch.eye(len(moments.second))
         cross = None if moments.cross is None else moments.cross + own
         moments = Moments(moments.second + own, cross, moments.count)
@@ -229,7 +235,9 @@ def _call(model: nn.Module, batch: Batch) -> None:
 
 def _without_cache(model: nn.Module, batch: Batch) -> Batch:
     """A batch of which a decoder keeps nothing for tokens to come."""
-    return {**batch, "use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else batch
+    return (
+        {**batch, "use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else batch
+    )
 
 
 def _key(model: nn.Module, config: LexibitConfig, calibration: Calibration) -> str:

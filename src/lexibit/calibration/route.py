@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from lexibit.plan import PlannedWeight, Use
+from lexibit.replay import chains
 
 Point = tuple[int, ...]
 """How many blocks of each chain have ended."""
@@ -57,21 +58,9 @@ class _Call:
     number: int
 
 
-def chains(model: nn.Module) -> list[list[nn.Module]]:
-    """Lists of modules that may run one after another, each on what the one before it gave."""
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(one) for one in module}) == 1
-    ]
-    return [
-        list(module)
-        for name, module in lists
-        if not any(name.startswith(f"{other}.") for other, _ in lists) and len(set(module)) == len(module)
-    ]
-
-
-def find_route(model: nn.Module, weights: Sequence[PlannedWeight], runs: Iterable[Callable[[], object]]) -> Route:
+def find_route(
+    model: nn.Module, weights: Sequence[PlannedWeight], runs: Iterable[Callable[[], object]]
+) -> Route:
     """Look at runs of a model, until all weights were seen.
 
     Args:
@@ -79,7 +68,8 @@ def find_route(model: nn.Module, weights: Sequence[PlannedWeight], runs: Iterabl
         weights: of its plan.
         runs: each calls it once.
     """
-    rows, calls = chains(model), list[_Call]()
+    rows = [[block for _, block in chain] for chain in chains(model)]
+    calls: list[_Call] = []
     wanted = {weight.name for weight in weights}
     for run in runs:
         orderly, seen = _watched(model, rows, weights, run)
@@ -105,7 +95,9 @@ def find_route(model: nn.Module, weights: Sequence[PlannedWeight], runs: Iterabl
         uses = list({call.use.name: call.use for call in mine}.values())
         point = tuple(min(points) for points in zip(*(call.point for call in mine), strict=True))
         module = mine[-1].use.module
-        times = sum(call.use.module is module and call.use.parameter == mine[-1].use.parameter for call in mine)
+        times = sum(
+            call.use.module is module and call.use.parameter == mine[-1].use.parameter for call in mine
+        )
         found[key] = Stage([weight], uses, point, (module, times))
         first[id(found[key])] = mine[0].number
     stages = sorted(found.values(), key=lambda stage: (stage.point, first[id(stage)]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from lexibit.threads import side_by_side
 Batch = Mapping[str, Any]
 
 
-class _Enough(Exception):
+class _Enough(Exception):  # noqa: N818 - it is no error
     """What a run is for has been seen."""
 
 
@@ -44,7 +45,7 @@ class Runs:
         """Go on from a point, which is no earlier than the last one: what lies in front of it is kept."""
         for replay, chain, first in zip(self._replays, self._chains, point, strict=True):
             if first > replay.first:
-                replay.advance(first, lambda last=chain[first - 1]: self._up_to(last))
+                replay.advance(first, partial(self._up_to, chain[first - 1]))
 
     def _up_to(self, module: nn.Module) -> None:
         """Run all batches until a module has ended; the chain that it is in replays itself."""
@@ -77,7 +78,9 @@ class Runs:
 
         def seen(use: Use, x: Any, output: Any = None) -> None:
             batch = self._batches[here.number]
-            here.inputs.append(_inputs(use, x, output, [batch[name].bool() for name in masks if name in batch]))
+            here.inputs.append(
+                _inputs(use, x, output, [batch[name].bool() for name in masks if name in batch])
+            )
 
         def counted(*_: Any) -> None:
             here.calls += 1
@@ -120,13 +123,13 @@ def _inputs(use: Use, x: Any, output: Any, masks: list[Tensor]) -> Tensor:
 
 
 def _kept(x: Tensor, masks: list[Tensor], axes: int) -> Tensor:
-    """The places that no mask leaves out, ``[n]``, and the last axes of x, which are what stands in a place."""
+    """What stands in the places that no mask leaves out: ``[n]``, and the last axes of x."""
     places, inside = x.shape[: x.dim() - axes], x.shape[x.dim() - axes :]
     for mask in masks:
         if places == mask.shape:
-            return x[mask]
+            return x[mask].view(-1, *inside)
         if places == (mask.numel(),):
-            return x[mask.reshape(-1)]
+            return x[mask.reshape(-1)].view(-1, *inside)
     return x.reshape(-1, *inside)
 
 
@@ -147,8 +150,9 @@ def _recurrent(use: Use, x: Any, output: Any) -> Tensor:
     if isinstance(x, PackedSequence):
         raise LexibitError(f"{use.name}: its module takes packed sequences: calibrate on padded ones")
     if "_ih_" in use.parameter:
-        return x.reshape(-1, x.shape[-1]).float()
-    states = output[0]
+        found: Tensor = x.reshape(-1, x.shape[-1]).float()
+        return found
+    states: Tensor = output[0]
     time = 1 if use.module.batch_first and states.dim() == 3 else 0
     before = states.narrow(time, 0, states.shape[time] - 1)
     return before.reshape(-1, before.shape[-1]).float()

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lexibit import tasks
 from lexibit.batches import batches
 from lexibit.errors import LexibitError
+from lexibit.tasks.causal import CausalLM
 
 SIZE = 16  # texts in a batch
 LIMIT = 1024  # texts, if nothing else is said
@@ -86,7 +87,7 @@ def of_task(
     features = trained.features(model, tokenizer, trained.load(data, "train"))
     chosen = _drawn(range(len(features)), limit, seed)
     collate = trained.collate(model, tokenizer)
-    size = 1 if name in tasks.names(tasks.CausalLM) else SIZE
+    size = 1 if isinstance(task, CausalLM) else SIZE
     found = []
     for start in range(0, len(chosen), size):
         batch = collate([features[index] for index in chosen[start : start + size]])
@@ -99,7 +100,8 @@ def _inputs(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Tenso
     found = {name: value for name, value in batch.items() if isinstance(value, Tensor) and name != "labels"}
     if model.config.is_encoder_decoder and "decoder_input_ids" not in found:
         labels = batch["labels"]
-        found["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+        shifted: Any = model.prepare_decoder_input_ids_from_labels
+        found["decoder_input_ids"] = shifted(labels=labels)
         found["decoder_attention_mask"] = (labels != -100).to(torch.int64)
     return found
 

@@ -6,8 +6,9 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,15 +16,17 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from lexibit import format
+from lexibit.calibration.layerwise import Calibration
 from lexibit.checkpoint.source import WEIGHT_FILES, load_float, load_tensors, weight_files
 from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
-from lexibit.files import sync
+from lexibit.files import sync, write_json
 from lexibit.fitting import Quantizing
 from lexibit.plan import Plan
 from lexibit.quantize import quantize
 
 WEIGHTS = "model.safetensors"
+CALIBRATION = "calibration.json"
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 # What tells of a float model's training, and of nothing else.
 TRAINING = ("training.json", "logs")
@@ -38,11 +41,14 @@ def quantize_to(
     *,
     progress: bool = True,
     beside: Mapping[str, bytes] | None = None,
+    calibrate: Callable[[PreTrainedModel], Calibration] | None = None,
 ) -> tuple[Plan, int]:
     """Quantize a model folder or safetensors file into a new folder.
 
     The folder gets the packed weights, every other file of the source (tokenizer, pooling, ...), and files
-    ``beside`` them, by name. It appears in one step when it is whole; if anything fails, nothing is left.
+    ``beside`` them, by name, and, with ``calibrate``, which gives what its float model is calibrated on, what
+    became of each weight (calibration.json). It appears in one step when it is whole; if anything fails,
+    nothing is left.
 
     Returns:
         The plan that was carried out, and the bytes of the weight files written.
@@ -50,18 +56,31 @@ def quantize_to(
     Raises:
         LexibitError: the source or the configuration is wrong, ``out`` exists, or cannot be written.
     """
+    calibration: Calibration | None = None
     with new_folder(out) as staged:
         if source.is_file():
+            if calibrate is not None:
+                raise no_model(source)
             done = _quantize_file(source, staged / WEIGHTS, config, progress)
         else:
             model = load_float(source)
-            done = quantize(model, config, progress=progress)
+            calibration = None if calibrate is None else calibrate(model)
+            done = quantize(model, config, calibration=calibration, progress=progress)
             save_folder(model, staged)
             copy_companions(source, staged)
+            if calibration is not None:
+                write_json(staged / CALIBRATION, [asdict(one) for one in calibration.weights])
         for name, content in (beside or {}).items():
             (staged / name).write_bytes(content)
         size = sum(file.stat().st_size for file in weight_files(staged))
+    if calibration is not None and calibration.folder is not None:
+        shutil.rmtree(calibration.folder, ignore_errors=True)
     return done, size
+
+
+def no_model(source: Path) -> LexibitError:
+    """The error for calibrating a file, of which nobody knows how to run it."""
+    return LexibitError(f"{source}: only a model can be calibrated: give its folder, with config.json")
 
 
 def _quantize_file(source: Path, out: Path, config: LexibitConfig, progress: bool) -> Plan:

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from lexibit import checkpoint, comparison
 from lexibit.cli.measures import BatchSize, Data, Limit, TaskName, Text, measures
-from lexibit.cli.options import Importance, LevelsDtype, Model
+from lexibit.cli.options import Importance, Model
 from lexibit.cli.show import Json, console, print_json, print_score, size, table
+from lexibit.config import LEVELS_DTYPES
 from lexibit.demo import sentences
 from lexibit.errors import LexibitError
 from lexibit.packing import MAX_BITS, MIN_BITS
@@ -43,7 +44,9 @@ def compare_schemes(
         list[str] | None, typer.Option(help="Compare only this one; may be given more than once.")
     ] = None,
     importance: Importance = None,
-    levels_dtype: LevelsDtype = "float16",
+    levels_dtype: Annotated[
+        str, typer.Option(help=f"How levels are stored: {', '.join(LEVELS_DTYPES)}.")
+    ] = "float16",
     text: Text = None,
     task: TaskName = None,
     data: Data = None,

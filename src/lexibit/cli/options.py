@@ -28,7 +28,6 @@ Importance = Annotated[
     ),
 ]
 
-LevelsDtype = Annotated[str, typer.Option(help=f"How levels are stored: {', '.join(LEVELS_DTYPES)}.")]
 
 SEARCH = "search"  # what a plan file calls the search that found it
 
@@ -49,22 +48,34 @@ PlanFile = Annotated[
 def _config(
     context: typer.Context,
     scheme: Annotated[
-        str, typer.Option(help=f"How levels are chosen: {', '.join(schemes.names())}.")
-    ] = "kmeans",
+        str | None,
+        typer.Option(
+            help=f"How levels are chosen: {', '.join(schemes.names())}; each as its paper has it. If not "
+            "given: kmeans with --groups within:0.2 --levels-dtype float16, which keeps most of a model as "
+            "far as we know.",
+            show_default=False,
+        ),
+    ] = None,
     bits: Annotated[int, typer.Option(help="Bits of a code, 1 to 8.")] = 4,
     groups: Annotated[
         str,
         typer.Option(
             help="Which weights share levels: matrix, row, rows:N (blocks of N rows), blocks:N "
-            "(at most N blocks of rows), columns:N (runs of N columns in a row); auto: row for binary codes, "
-            "matrix for all others."
+            "(at most N blocks of rows), columns:N (runs of N columns in a row), within:B (the fewest rows "
+            "whose levels take at most B bits a weight); auto: row for binary codes, matrix for all others."
         ),
     ] = AUTO,
     option: Annotated[
         list[str] | None,
         typer.Option(help="An option of the scheme, like init=k-means++ or clip=mse.", metavar="NAME=VALUE"),
     ] = None,
-    levels_dtype: LevelsDtype = "float32",
+    levels_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help=f"How levels are stored: {', '.join(LEVELS_DTYPES)}. float32 with --scheme, else float16.",
+            show_default=False,
+        ),
+    ] = None,
     importance: Importance = None,
     embeddings: Annotated[bool, typer.Option(help="Quantize embeddings too.")] = True,
     heads: Annotated[bool, typer.Option(help="Quantize task heads too.")] = False,
@@ -91,12 +102,16 @@ def _config(
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     config: PlanFile = None,
 ) -> LexibitConfig:
+    best = LexibitConfig.recommended(bits)
+    if scheme is None:
+        groups = groups if typed(context, "groups") else best.groups
+        levels_dtype = levels_dtype or best.levels_dtype
     asked = LexibitConfig(
-        scheme=scheme,
+        scheme=scheme or best.scheme,
         bits=bits,
         groups=groups,
         options=settings_by_name(option),
-        levels_dtype=levels_dtype,
+        levels_dtype=levels_dtype or "float32",
         importance=importance,
         embeddings=embeddings,
         heads=heads,

@@ -5,9 +5,10 @@ What is minimised is the error of what a layer gives, over inputs ``x`` with sec
 
     sum over rows of (w - w^)^T H (w - w^)
 
-With H = 1, and with a diagonal H, its importances, a scheme does that by itself. With a full H a weight's error
-can be made good by other weights of its row, and codes can no longer be chosen one by one: three solvers, each
-a file, take turns. They work on any form of levels and on any groups, and none asks for the scheme.
+With H = 1, and with a diagonal H, its importances, a scheme does that by itself. With a full H a weight's
+error can be made good by other weights of its row, and codes can no longer be chosen one by one: three
+solvers, each a file, take turns. They work on any form of levels and on any groups, and none asks for the
+scheme.
 
 ===================================  ====================================================  ==================
 solver                               what it does                                          can make it worse

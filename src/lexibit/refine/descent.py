@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from lexibit.ops.assign import assign
 from lexibit.refine.problem import COLUMNS, Problem, Solution
 

@@ -41,5 +41,5 @@ def _pull(moments: Tensor) -> Tensor:
     """``U_ij / U_ii``."""
     reverse = torch.linalg.cholesky(moments.double().flip(0, 1)).flip(0, 1)
     one = torch.eye(len(moments), dtype=torch.float64)
-    upper = torch.linalg.solve_triangular(reverse, one, upper=True)
+    upper: Tensor = torch.linalg.solve_triangular(reverse, one, upper=True)
     return upper.div_(upper.diagonal()[:, None].clone()).float()

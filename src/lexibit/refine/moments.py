@@ -40,12 +40,15 @@ class Moments:
                     f"float32 {[channels, channels]}"
                 )
             if not moments.isfinite().all():
+                bad = int((~moments.isfinite()).sum())
                 raise LexibitError(
-                    f"{name}: the moments of its inputs are NaN or infinite in {int((~moments.isfinite()).sum())} "
-                    "places: look at the texts, and at the model's outputs on them"
+                    f"{name}: the moments of its inputs are NaN or infinite in {bad} places: look at the "
+                    "texts, and at what the model makes of them"
                 )
         if not self.second.diagonal().any():
-            raise LexibitError(f"{name}: its inputs are all zero, so that no error would count: leave moments out")
+            raise LexibitError(
+                f"{name}: its inputs are all zero, so that no error would count: leave moments out"
+            )
         return self
 
     def damped(self, share: float) -> Tensor:

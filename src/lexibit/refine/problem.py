@@ -54,7 +54,9 @@ class Problem:
     bits: int
 
     @classmethod
-    def of(cls, matrix: Tensor, moments: Tensor, groups: Groups, form: LevelForm, bits: int, axis: int) -> Problem:
+    def of(
+        cls, matrix: Tensor, moments: Tensor, groups: Groups, form: LevelForm, bits: int, axis: int
+    ) -> Problem:
         """The problem for a stored matrix whose input channels lie on an axis: 1 (columns), or 0."""
         runs = -(-groups.columns // groups.block[1])
         of_row = (torch.arange(groups.rows) // groups.block[0] * runs).int()

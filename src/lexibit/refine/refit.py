@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -17,11 +19,11 @@ def refit(problem: Problem, solution: Solution) -> Solution:
     run of columns are solved for at once, one run after the other; a change of one is known to the next.
     """
     levels = solution.levels.double()
-    expand = problem.form.expand(torch.eye(levels.shape[1], dtype=torch.float64), problem.bits)
-    for run in problem.of_column.unique().tolist():
+    expand = problem.form.expand(torch.eye(levels.shape[1], dtype=torch.float64), problem.bits).T
+    for run in sorted(set(problem.of_column.tolist())):
         inside = (problem.of_column == run).nonzero()[:, 0]
         now = Solution(levels.float(), solution.codes)
-        parts = problem.pieces(lambda rows, now=now, inside=inside: _normal(problem, now, rows, inside))
+        parts = problem.pieces(partial(_normal, problem, now, inside))
         group = problem.of_row.long() + run
         number, place = group.unique(return_inverse=True)
         width = expand.shape[1]
@@ -33,8 +35,12 @@ def refit(problem: Problem, solution: Solution) -> Solution:
     return Solution(levels.float(), solution.codes)
 
 
-def _normal(problem: Problem, solution: Solution, rows: slice, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Of every row: the quadratic in the levels of a run, float64 ``[rows, levels, levels]`` and ``[rows, levels]``."""
+def _normal(problem: Problem, solution: Solution, inside: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    """Of every row, the quadratic in the levels of a run.
+
+    Returns:
+        its curvature, float64 ``[rows, levels, levels]``, and its slope, ``[rows, levels]``.
+    """
     lost = problem.target[rows] - problem.decoded(solution, rows)
     codes = solution.codes[rows][:, inside]
     count = 1 << problem.bits

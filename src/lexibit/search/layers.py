@@ -10,6 +10,7 @@ from math import prod
 from torch import nn
 
 from lexibit.plan import Plan, PlannedWeight
+from lexibit.replay import chains
 
 _NUMBERED = re.compile(r"(.*?\.\d+)\.")
 # PyTorch's LSTM and GRU hold several layers
@@ -67,23 +68,6 @@ def blocks(model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
     These are the modules of its one list of layers. A model with several, an encoder-decoder, or one whose
     layers are shared, has none here.
     """
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return []
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) > 1 and _alike(module)
-    ]
-    outer = [
-        (name, module)
-        for name, module in lists
-        if not any(name.startswith(f"{other}.") for other, _ in lists)
-    ]
-    if len(outer) != 1:
-        return []
-    ((name, module),) = outer
-    return [(f"{name}.{number}", child) for number, child in enumerate(module)]
-
-
-def _alike(module: nn.ModuleList) -> bool:
-    return len({type(child) for child in module}) == 1
+    found = chains(model)
+    encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return found[0] if len(found) == 1 and not encoder_decoder else []

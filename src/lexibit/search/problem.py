@@ -17,9 +17,9 @@ from lexibit.nn import codebooks
 from lexibit.ops import COMPUTE
 from lexibit.optimize import optimize
 from lexibit.plan import Plan, PlannedWeight
+from lexibit.replay import Replay, trace
 from lexibit.search.codes import Codes
 from lexibit.search.layers import Layer, blocks, layers
-from lexibit.replay import Replay, trace
 from lexibit.search.space import NONE, spelling
 
 

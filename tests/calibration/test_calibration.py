@@ -1,0 +1,377 @@
+"""Calibration of whole models: that it happens, in order, for every kind of layer, and helps."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lexibit
+from lexibit import Calibration, Effort, LexibitConfig, LexibitError
+from lexibit.calibration import of_task, of_texts
+from lexibit.calibration.route import find_route
+from lexibit.nn import codebooks
+from lexibit.plan import Plan
+
+CONFIG = LexibitConfig(bits=2, groups="row")
+MODELS = [
+    "bert-mlm",
+    "bert-classifier",
+    "albert-mlm",
+    "distilbert-classifier",
+    "roberta-qa",
+    "longformer",
+    "gpt2",
+    "marian",
+    "llama",
+    "llama-tied",
+]
+
+
+def batches(name: str, count: int = 6, seed: int = 0) -> list[dict[str, Tensor]]:
+    """Texts of several lengths, padded."""
+    draw = torch.Generator().manual_seed(seed)
+    found = []
+    for number in range(count):
+        length = 8 + number
+        ids = torch.randint(5, 97, (4, length), generator=draw)
+        mask = torch.ones_like(ids)
+        for row in range(1, 4):
+            ids[row, length - row :], mask[row, length - row :] = 0, 0
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if name == "marian":
+            inputs |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
+        found.append(inputs)
+    return found
+
+
+def outputs(model: Any, inputs: list[dict[str, Tensor]]) -> Tensor:
+    """What a model gives in all places that are no padding."""
+    found = []
+    with torch.no_grad():
+        for batch in inputs:
+            out = model(**batch)
+            first = next(
+                getattr(out, n) for n in ("logits", "start_logits", "last_hidden_state") if hasattr(out, n)
+            )
+            if first.shape[:2] == batch["attention_mask"].shape:
+                first = first[batch["attention_mask"].bool()]
+            found.append(first.reshape(-1))
+    return torch.cat(found)
+
+
+def loss(model: Any, wanted: Tensor, inputs: list[dict[str, Tensor]]) -> float:
+    return float((outputs(model, inputs) - wanted).double().square().sum() / wanted.double().square().sum())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_weight_is_calibrated_and_outputs_are_nearer(tiny_model: Any, name: str) -> None:
+    inputs = batches(name)
+    model, plain = tiny_model(name), tiny_model(name)
+    wanted = outputs(model, inputs)
+    lexibit.quantize(plain, CONFIG, progress=False)
+    calibration = Calibration(inputs)
+    plan = lexibit.quantize(model, CONFIG, calibration=calibration, progress=False)
+    told = {one.name: one for one in calibration.weights}
+    assert set(told) == {weight.name for weight in plan.weights} == set(codebooks(model))
+    for weight in plan.weights:
+        one = told[weight.name]
+        if weight.kind == "embedding":
+            assert one.before is None
+            continue
+        if one.why_not:
+            # Longformer's projections for global attention do not run without it
+            assert "global" in one.name or "pooler" in one.name
+            continue
+        assert one.before is not None
+        assert one.after is not None
+        assert one.after < one.before
+        assert one.inputs > 0
+    assert loss(model, wanted, inputs) < loss(plain, wanted, inputs)
+
+
+def test_albert_gathers_all_uses_of_a_shared_layer(tiny_model: Any) -> None:
+    inputs = batches("albert-mlm", count=2)
+    model = tiny_model("albert-mlm", num_hidden_layers=3)
+    calibration = Calibration(inputs)
+    lexibit.quantize(model, CONFIG, calibration=calibration, progress=False)
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in inputs)
+    found = {one.name: one.inputs for one in calibration.weights if "attention.query" in one.name}
+    assert list(found.values()) == [3 * tokens]
+
+
+def test_padding_does_not_count(tiny_model: Any) -> None:
+    longer = []
+    for batch in batches("bert-mlm"):
+        pad = torch.zeros(4, 5, dtype=torch.int64)
+        longer.append({name: torch.cat([value, pad], 1) for name, value in batch.items()})
+    found = []
+    for inputs in (batches("bert-mlm"), longer):
+        calibration = Calibration(inputs)
+        lexibit.quantize(tiny_model("bert-mlm"), CONFIG, calibration=calibration, progress=False)
+        found.append([(one.name, one.inputs) for one in calibration.weights if "position" not in one.name])
+    assert found[0] == found[1]
+
+
+def test_layers_see_what_the_quantized_ones_in_front_give(tiny_model: Any) -> None:
+    model = tiny_model("bert-mlm")
+    inputs = batches("bert-mlm", count=3)
+    names = [name for name, _ in model.named_modules() if name.endswith("layer.1.output.dense")]
+    effort = Effort(correction=0.0, damping=1e-3)
+    lexibit.quantize(model, CONFIG, calibration=Calibration(inputs, effort), progress=False)
+    seen: list[Tensor] = []
+    module = model.get_submodule(names[0])
+    hook = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    outputs(model, inputs)
+    hook.remove()
+    x = torch.cat([one[batch["attention_mask"].bool()] for one, batch in zip(seen, inputs, strict=True)])
+    moments = lexibit.refine.Moments(x.T @ x, None, len(x))
+    value = tiny_model("bert-mlm").get_submodule(names[0]).weight
+    again = lexibit.quantize_tensor(value, CONFIG.recipe(), moments=moments, effort=effort)
+    # the codes that the final model's own inputs ask for
+    same = (again.unpacked_codes() == codebooks(model)[f"{names[0]}.weight"].unpacked_codes()).float().mean()
+    assert same > 0.99
+
+
+def test_a_route_skips_what_was_passed(tiny_model: Any) -> None:
+    model = tiny_model("bert-mlm")
+    batch = batches("bert-mlm", count=1)[0]
+    way = find_route(model, Plan.of(model, CONFIG).weights, [lambda: model(**batch)])
+    assert [len(chain) for chain in way.chains] == [2]
+    assert not way.missed
+    points = [stage.point for stage in way.stages]
+    assert points == sorted(points)
+    assert {point[0] for point in points} == {0, 1, 2}
+    together = [{w.name.split(".")[-2] for w in stage.weights} for stage in way.stages]
+    assert {"query", "key", "value"} in together
+
+
+def test_a_weight_that_never_runs_is_quantized_and_told_of(tiny_model: Any) -> None:
+    model = tiny_model("bert")
+    model.idle = nn.Linear(24, 24)
+    calibration = Calibration(batches("bert"))
+    plan = lexibit.quantize(model, CONFIG, calibration=calibration, progress=False)
+    assert "idle.weight" in {weight.name for weight in plan.weights}
+    (idle,) = [one for one in calibration.weights if one.name == "idle.weight"]
+    assert idle.why_not == "no text came to it"
+    assert "idle.weight" in codebooks(model)
+
+
+def test_weights_whose_importance_is_given_keep_to_it(tiny_model: Any) -> None:
+    config = LexibitConfig(bits=2, rules={"*.query": {"importance": "E=1,C=0.9"}})
+    calibration = Calibration(batches("bert"))
+    model = tiny_model("bert")
+    lexibit.quantize(model, config, calibration=calibration, progress=False)
+    assert sum(bool(one.why_not) for one in calibration.weights) == 2
+    plain = tiny_model("bert")
+    lexibit.quantize(plain, config, progress=False)
+    name = "encoder.layer.1.attention.self.query.weight"
+    assert torch.equal(codebooks(model)[name].codes, codebooks(plain)[name].codes)
+
+
+def test_recurrent_layers_know_their_states(tiny_model: Any) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(97, 12)
+            self.first = nn.LSTM(12, 16, batch_first=True)
+            self.second = nn.GRU(16, 12)
+            self.two = nn.LSTM(12, 12, num_layers=2)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            hidden = self.first(self.words(input_ids))[0].transpose(0, 1)
+            return self.two(self.second(hidden)[0])[0]
+
+    torch.manual_seed(0)
+    model = Recurrent().eval()
+    calibration = Calibration(batches("bert"))
+    lexibit.quantize(model, CONFIG, calibration=calibration, progress=False)
+    told = {one.name: one for one in calibration.weights}
+    tokens = sum(batch["input_ids"].numel() for batch in batches("bert"))
+    assert told["first.weight_ih_l0"].inputs == tokens
+    assert told["first.weight_hh_l0"].inputs == tokens - 4 * 6  # the first states are zero
+    assert told["second.weight_hh_l0"].after < told["second.weight_hh_l0"].before  # type: ignore[operator]
+    assert "one layer" in told["two.weight_ih_l1"].why_not
+
+
+def test_rows_that_share_levels_count_by_how_often_they_are_looked_up(tiny_model: Any) -> None:
+    seen = torch.arange(5, 25).repeat(4, 1)
+    inputs = [{"input_ids": seen, "attention_mask": torch.ones_like(seen)}] * 50
+    config = LexibitConfig(bits=2, groups="matrix", include=["*word_embeddings*"])
+    errors = []
+    for calibration in (None, Calibration(inputs)):
+        model = tiny_model("bert")
+        before = model.embeddings.word_embeddings.weight.detach().clone()
+        lexibit.quantize(model, config, calibration=calibration, progress=False)
+        lost = (model.embeddings.word_embeddings.weight - before).square().mean(1)
+        errors.append(float(lost[5:25].mean()))
+    assert errors[1] < errors[0]
+
+
+def test_threads_do_not_change_a_model(tiny_model: Any) -> None:
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            model = tiny_model("bert-mlm")
+            lexibit.quantize(model, CONFIG, calibration=Calibration(batches("bert-mlm")), progress=False)
+            assert torch.get_num_threads() == threads
+            found.append([tensor for w in codebooks(model).values() for tensor in (w.codes, w.levels)])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+
+
+def test_a_failure_leaves_the_model_as_it_was(tiny_model: Any) -> None:
+    model = tiny_model("bert-classifier")
+    with torch.no_grad():
+        model.bert.encoder.layer[0].attention.output.LayerNorm.bias[0] = torch.inf
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    wrong = r"layer\.0\.intermediate\.dense\.weight: the moments .* NaN or infinite"
+    with pytest.raises(LexibitError, match=wrong):
+        lexibit.quantize(model, CONFIG, calibration=Calibration(batches("bert")), progress=False)
+    assert model.training
+    assert not codebooks(model)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_weights_that_are_no_numbers_are_told_before_anything_runs(tiny_model: Any) -> None:
+    model = tiny_model("bert-mlm")
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight[3, 4] = torch.nan
+    with pytest.raises(LexibitError, match=r"layer\.1\.output\.dense\.weight: 1 of its"):
+        lexibit.quantize(model, CONFIG, calibration=Calibration(batches("bert-mlm")), progress=False)
+
+
+def test_nothing_to_calibrate_on_is_refused(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    with pytest.raises(LexibitError, match="nothing to calibrate on"):
+        Calibration([])
+    with pytest.raises(LexibitError, match="nothing to calibrate on"):
+        of_texts(tiny_model("bert"), tiny_tokenizer(), ["", "  "])
+
+
+def test_importances_and_calibration_at_once_are_refused(tiny_model: Any) -> None:
+    model = tiny_model("bert")
+    name = "encoder.layer.0.output.dense.weight"
+    given = {name: torch.ones_like(model.get_parameter(name))}
+    with pytest.raises(LexibitError, match="both importances and calibration"):
+        lexibit.quantize(
+            model, CONFIG, importances=given, calibration=Calibration(batches("bert")), progress=False
+        )
+
+
+def test_texts_become_batches_no_longer_than_the_model_takes(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    texts = [" ".join(f"w{5 + (k + n) % 90}" for k in range(n)) for n in (3, 60, 10)] + [""]
+    found = of_texts(tiny_model("bert"), tiny_tokenizer(), texts)
+    assert sum(len(batch["input_ids"]) for batch in found) == 3
+    assert max(batch["input_ids"].shape[1] for batch in found) == 40
+    few = of_texts(tiny_model("bert"), tiny_tokenizer(), texts, limit=2, max_length=7)
+    assert sum(len(batch["input_ids"]) for batch in few) == 2
+    assert max(batch["input_ids"].shape[1] for batch in few) <= 7
+    assert "decoder_input_ids" in of_texts(tiny_model("marian"), tiny_tokenizer(), texts)[0]
+
+
+def test_a_tasks_labels_are_not_looked_at(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "SST-2"
+    folder.mkdir()
+    rows = [f"w{n} w{n + 1}\t{n % 2}" for n in range(5, 25)]
+    (folder / "train.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+    found = of_task(tiny_model("bert-classifier"), tiny_tokenizer(), "sst-2", tmp_path, limit=7)
+    assert all("labels" not in batch for batch in found)
+    assert sum(len(batch["input_ids"]) for batch in found) == 7
+
+
+_SCRIPT = """
+import sys, torch, transformers, lexibit
+from lexibit import Calibration, LexibitConfig
+transformers.utils.logging.disable_progress_bar()
+folder, out = sys.argv[1:3]
+model = transformers.AutoModelForMaskedLM.from_pretrained(folder)
+torch.manual_seed(0)
+ids = [torch.randint(5, 97, (4, 12)) for _ in range(6)]
+batches = [{"input_ids": one, "attention_mask": torch.ones_like(one)} for one in ids]
+calibration = Calibration(batches, folder=__import__("pathlib").Path(out + ".kept"))
+lexibit.quantize(model, LexibitConfig(bits=2, groups="row"), calibration=calibration, progress=False)
+model.save_pretrained(out)
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tiny_model: Any, tmp_path: Path) -> None:
+    tiny_model("bert-mlm", num_hidden_layers=8).save_pretrained(tmp_path / "float")
+
+    def start(out: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", _SCRIPT, str(tmp_path / "float"), str(tmp_path / out)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+    kept = tmp_path / "killed.kept"
+    for wanted in (3, 9):
+        run = start("killed")
+        while run.poll() is None and len(list(kept.glob("*.json")) if kept.exists() else []) < wanted:
+            time.sleep(0.005)
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+        assert run.returncode == -signal.SIGKILL
+    finished = len(list(kept.glob("*.safetensors")))
+    # a half-written file of a stage without its record does not count
+    (kept / "0123456789abcdef.safetensors").write_bytes(b"half")
+    again, whole = start("killed"), start("whole")
+    told = again.communicate()[1]
+    assert again.returncode == 0, told
+    assert "goes on" in told
+    assert finished >= 8
+    assert whole.wait() == 0
+    name = "model.safetensors"
+    assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_another_calibration_begins_anew_and_says_so(tiny_model: Any, tmp_path: Path, caplog: Any) -> None:
+    kept = tmp_path / "kept"
+    for bits in (2, 3):
+        calibration = Calibration(batches("bert"), folder=kept)
+        model = tiny_model("bert")
+        lexibit.quantize(model, LexibitConfig(bits=bits), calibration=calibration, progress=False)
+        assert {weight.spec.bits for weight in codebooks(model).values()} == {bits}
+    assert "begins anew" in caplog.text
+
+
+def test_a_folder_of_something_else_is_not_touched(tiny_model: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(LexibitError, match="holds something else"):
+        lexibit.quantize(
+            tiny_model("bert"),
+            CONFIG,
+            calibration=Calibration(batches("bert"), folder=tmp_path),
+            progress=False,
+        )
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_the_command_calibrates_and_tells_of_each_weight(
+    float_folder: Any, tmp_path: Path, run_json: Any
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(" ".join(f"w{5 + (7 * n + k) % 90}" for k in range(9)) for n in range(40)))
+    out = tmp_path / "out"
+    done = run_json("quantize", float_folder(), out, "--bits", "2", "--calibrate", text)
+    told = json.loads((out / "calibration.json").read_text())
+    assert {one["name"] for one in told} == {weight["name"] for weight in done["weights"]}
+    assert any(one["after"] and one["after"] < one["before"] for one in told)
+    assert not list(tmp_path.glob(".out*"))
