@@ -504,7 +504,7 @@ def test_as_a_process_it_writes_json_to_a_pipe_and_errors_to_standard_error(floa
     good, bad = process("plan", folder, "--json"), process("plan", folder, "--bits", "9")
     out, err = good.communicate(timeout=120)
     assert good.returncode == 0, err
-    assert json.loads(out) == as_json(checkpoint.plan(folder, LexibitConfig()).to_dict())
+    assert json.loads(out) == as_json(checkpoint.plan(folder, LexibitConfig.recommended()).to_dict())
     assert err == ""
     out, err = bad.communicate(timeout=120)
     assert (bad.returncode, out) == (1, "")

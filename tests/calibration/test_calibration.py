@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import lexibit
 from lexibit import Calibration, Effort, LexibitConfig, LexibitError
-from lexibit.calibration import of_task, of_texts
+from lexibit.calibration import gather, load_moments, of_task, of_texts, save_moments
 from lexibit.calibration.route import find_route
 from lexibit.nn import codebooks
 from lexibit.plan import Plan
@@ -337,7 +337,8 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tiny_model: Any, tmp_pa
     assert again.returncode == 0, told
     assert "goes on" in told
     assert finished >= 8
-    assert whole.wait() == 0
+    told = whole.communicate()[1]
+    assert whole.returncode == 0, told
     name = "model.safetensors"
     assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -375,3 +376,53 @@ def test_the_command_calibrates_and_tells_of_each_weight(
     assert {one["name"] for one in told} == {weight["name"] for weight in done["weights"]}
     assert any(one["after"] and one["after"] < one["before"] for one in told)
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_moments_are_gathered_once_for_many_quantizations(
+    float_folder: Any, tmp_path: Path, run: Any, run_json: Any, fails: Any
+) -> None:
+    folder, text, file = float_folder(), tmp_path / "text.txt", tmp_path / "moments.safetensors"
+    text.write_text("\n".join(" ".join(f"w{5 + (7 * n + k) % 90}" for k in range(9)) for n in range(40)))
+    assert run("moments", folder, file, "--calibrate", text)[0] == 0
+    for bits in (2, 3):
+        out = tmp_path / f"out{bits}"
+        run_json("quantize", folder, out, "--bits", bits, "--calibrate", file)
+        told = json.loads((out / "calibration.json").read_text())
+        assert all(one["after"] < one["before"] for one in told if one["before"])
+        assert sum(one["before"] is not None for one in told) == 13
+    assert "exists already" in fails("moments", folder, file, "--calibrate", text)
+    assert "no file of moments" in fails(
+        "quantize", folder, tmp_path / "no", "--calibrate", folder / "model.safetensors"
+    )
+
+
+def test_gathered_moments_are_those_of_the_float_models_inputs(tiny_model: Any, tmp_path: Path) -> None:
+    model, inputs = tiny_model("bert-mlm"), batches("bert-mlm")
+    seen: list[Tensor] = []
+    module = model.bert.encoder.layer[1].intermediate.dense
+    hook = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    outputs(model, inputs)
+    hook.remove()
+    x = torch.cat([one[batch["attention_mask"].bool()] for one, batch in zip(seen, inputs, strict=True)])
+    found = gather(model, Plan.of(model, CONFIG), inputs, progress=False)
+    save_moments(found, tmp_path / "m.safetensors")
+    for gathered in (found, load_moments(tmp_path / "m.safetensors")):
+        one = gathered["bert.encoder.layer.1.intermediate.dense.weight"]
+        assert one.moments is not None
+        assert one.count == len(x)
+        torch.testing.assert_close(one.moments.second, x.T @ x, rtol=1e-4, atol=1e-3)
+        words = gathered["bert.embeddings.word_embeddings.weight"].rows
+        assert words is not None
+        ids = torch.cat([batch["input_ids"][batch["attention_mask"].bool()] for batch in inputs])
+        assert torch.equal(words, torch.bincount(ids, minlength=97))
+
+
+def test_moments_of_another_model_are_refused(tiny_model: Any) -> None:
+    other = tiny_model("llama")
+    gathered = gather(other, Plan.of(other, CONFIG), batches("llama"), progress=False)
+    with pytest.raises(LexibitError, match="of another model"):
+        lexibit.quantize(
+            tiny_model("bert"), CONFIG, calibration=Calibration(gathered=gathered), progress=False
+        )
+    with pytest.raises(LexibitError, match="comes to none of the plan's weights"):
+        gather(tiny_model("llama"), Plan.of(other, CONFIG), batches("llama"), progress=False)

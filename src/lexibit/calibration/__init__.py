@@ -5,9 +5,22 @@ the *outputs* of its layer change least (:mod:`lexibit.refine`), one layer after
 quantized layers in front of it give.
 """
 
+from lexibit.calibration.gathering import Gathered, gather, load_moments, save_moments
 from lexibit.calibration.layerwise import Calibration, calibrate
 from lexibit.calibration.report import Calibrated
 from lexibit.calibration.texts import of_task, of_texts
 from lexibit.refine import GPTQ, Effort
 
-__all__ = ["GPTQ", "Calibrated", "Calibration", "Effort", "calibrate", "of_task", "of_texts"]
+__all__ = [
+    "GPTQ",
+    "Calibrated",
+    "Calibration",
+    "Effort",
+    "Gathered",
+    "calibrate",
+    "gather",
+    "load_moments",
+    "of_task",
+    "of_texts",
+    "save_moments",
+]

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from lexibit.calibration.gathering import Gathered, Gathering, route_of, without_cache
 from lexibit.calibration.kept import Done, Kept, digest
 from lexibit.calibration.report import Calibrated
-from lexibit.calibration.route import Route, Stage, find_route
-from lexibit.calibration.runs import Batch, Runs, why_not
+from lexibit.calibration.runs import Batch, why_not
 from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
 from lexibit.fitting import check_finite, install_everywhere, quantize_calibrated, quantize_planned, restored
@@ -40,18 +37,26 @@ class Calibration:
             what is padding, which does not count.
         effort: how long levels and codes are made better.
         folder: where finished weights are kept, so that a run that was killed goes on; nowhere if not given.
+        gathered: instead of batches, what was gathered from the float model before, by
+            :func:`lexibit.calibration.gather`: faster, and each layer is quantized as if all others stayed
+            float.
         weights: what became of each weight; filled in by :func:`lexibit.quantize`.
     """
 
-    batches: Sequence[Batch]
+    batches: Sequence[Batch] = ()
     effort: Effort = field(default_factory=Effort)
     folder: Path | None = None
+    gathered: Mapping[str, Gathered] | None = None
     weights: list[Calibrated] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuse what nothing can be learnt from."""
-        if not len(self.batches):
+        if self.gathered is None and not len(self.batches):
             raise LexibitError("nothing to calibrate on: there is no text")
+        if self.gathered is not None and (len(self.batches) or self.folder is not None):
+            raise LexibitError(
+                "moments that were gathered before take the place of batches, and need no folder"
+            )
 
 
 def calibrate(
@@ -78,20 +83,22 @@ def calibrate(
     Raises:
         LexibitError: a weight that cannot be quantized, or inputs that are not finite.
     """
-    batches = [_without_cache(model, batch) for batch in calibration.batches]
     told = calibration.weights
     told.clear()
     for planned in plan.weights:
         value = _value(planned)
         check_finite(planned.name, value, value.float().reshape(matrix_shape(planned.spec.shape)))
+    if calibration.gathered is not None:
+        return _each_alone(plan, calibration.gathered, calibration, config.seed, progress)
+    batches = [without_cache(model, batch) for batch in calibration.batches]
     done: Done = []
     kept = Kept(calibration.folder, "" if calibration.folder is None else _key(model, config, calibration))
     with single(), evaluating(model), restored(plan.weights), progress_bar(progress) as bar:
         task = bar.add_task("calibrating", total=len(plan.weights))
         reasons = {weight.name: _why_not(weight) for weight in plan.weights}
         known = [weight for weight in plan.weights if not reasons[weight.name]]
-        way = find_route(model, known, (partial(_call, model, batch) for batch in batches))
-        gathering = _Gathering(model, batches, way, calibration.effort)
+        way = route_of(model, known, batches)
+        gathering = Gathering(model, batches, way, beside=bool(calibration.effort.correction))
         for stage in way.stages:
             found = kept.read(stage)
             if found is None:
@@ -111,92 +118,45 @@ def calibrate(
                 done.append((planned, quantize_planned(planned, _value(planned), seed=config.seed)))
                 told.append(Calibrated(planned.name, why_not=reason or "no text came to it"))
                 bar.advance(task)
-    for one in told:
-        if one.why_not:
-            _logger.warning("%s is quantized without calibration: %s", one.name, one.why_not)
+    _warn(told)
     return done
 
 
-@dataclass(frozen=True)
-class _Gathered:
-    """Moments of inputs, how often each row was looked up, and how many of both there were."""
+def _each_alone(
+    plan: Plan, gathered: Mapping[str, Gathered], calibration: Calibration, seed: int, progress: bool
+) -> Done:
+    """The weights of a plan in codes, for inputs that were gathered before."""
+    if gathered and not any(weight.name in gathered for weight in plan.weights):
+        raise LexibitError(
+            f"the moments are of another model: they name {min(gathered)}, and this one has "
+            f"{plan.weights[0].name}"
+        )
 
-    moments: Moments | None
-    rows: Tensor | None
-    count: int
+    def one(planned: PlannedWeight) -> tuple[PlannedWeight, CodebookWeight, Calibrated]:
+        reason = _why_not(planned)
+        if reason or planned.name not in gathered:
+            told = Calibrated(planned.name, why_not=reason or "the moments have none of its inputs")
+            return planned, quantize_planned(planned, _value(planned), seed=seed), told
+        return _fitted(planned, gathered[planned.name], calibration.effort, seed)
 
-
-class _Gathering:
-    """Gathers what the weights of a stage meet, from the model and from a float copy of it."""
-
-    def __init__(self, model: nn.Module, batches: Sequence[Batch], way: Route, effort: Effort) -> None:
-        self._count = len(batches)
-        self._ours = Runs(model, batches, way.chains)
-        self._theirs: Runs | None = None
-        if effort.correction:
-            self._copy = copy.deepcopy(model)
-            names = {module: name for name, module in model.named_modules()}
-            chains = [[self._copy.get_submodule(names[block]) for block in chain] for chain in way.chains]
-            self._theirs = Runs(self._copy, batches, chains)
-            self._names = names
-
-    def of(self, stage: Stage) -> _Gathered:
-        """What they meet in the model as it is."""
-        self._ours.advance(stage.point)
-        theirs = self._theirs if any(use.kind != "embedding" for use in stage.uses) else None
-        if theirs is None:
-            with self._ours.watching(stage) as ours:
-                return _sum(side_by_side(lambda number: _part(stage, ours(number), None), range(self._count)))
-        theirs.advance(stage.point)
-        uses = [replace(use, module=self._copy.get_submodule(use.module_name)) for use in stage.uses]
-        last = self._copy.get_submodule(self._names[stage.last[0]]), stage.last[1]
-        twin = Stage(stage.weights, uses, stage.point, last)
-        with self._ours.watching(stage) as ours, theirs.watching(twin) as other:
-            return _sum(
-                side_by_side(lambda number: _part(stage, ours(number), other(number)), range(self._count))
-            )
+    done: Done = []
+    with progress_bar(progress) as bar:
+        work = side_by_side(one, plan.weights)
+        for planned, weight, told in bar.track(work, total=len(plan.weights), description="calibrating"):
+            done.append((planned, weight))
+            calibration.weights.append(told)
+    _warn(calibration.weights)
+    return done
 
 
-def _part(stage: Stage, inputs: list[Tensor], others: list[Tensor] | None) -> _Gathered:
-    """Of one batch."""
-    second: Tensor | None = None
-    cross: Tensor | None = None
-    rows: Tensor | None = None
-    count = 0
-    for number, x in enumerate(inputs):
-        count += len(x)
-        if not x.is_floating_point():
-            size = max(weight.spec.shape[0] for weight in stage.weights)
-            found = torch.bincount(x.reshape(-1), minlength=size)
-            rows = found if rows is None else rows + found
-            continue
-        second = x.T @ x if second is None else second.addmm_(x.T, x)
-        if others is not None:
-            y = others[number]
-            cross = y.T @ x if cross is None else cross.addmm_(y.T, x)
-    return _Gathered(None if second is None else Moments(second, cross, count), rows, count)
-
-
-def _sum(parts: Iterator[_Gathered]) -> _Gathered:
-    """Of all batches, added up in their order."""
-    second: Tensor | None = None
-    cross: Tensor | None = None
-    rows: Tensor | None = None
-    count = 0
-    for part in parts:
-        count += part.count
-        if part.rows is not None:
-            rows = part.rows if rows is None else rows + part.rows
-        if part.moments is None:
-            continue
-        second = part.moments.second if second is None else second.add_(part.moments.second)
-        if part.moments.cross is not None:
-            cross = part.moments.cross if cross is None else cross.add_(part.moments.cross)
-    return _Gathered(None if second is None else Moments(second, cross, count), rows, count)
+def _warn(told: Sequence[Calibrated]) -> None:
+    for one in told:
+        if one.why_not:
+            _logger.warning("%s is quantized without calibration: %s", one.name, one.why_not)
 
 
 def _fitted(
-    planned: PlannedWeight, gathered: _Gathered, effort: Effort, seed: int
+    planned: PlannedWeight, gathered: Gathered, effort: Effort, seed: int
 ) -> tuple[PlannedWeight, CodebookWeight, Calibrated]:
     """A weight in codes for what was gathered."""
     value, moments = _value(planned), gathered.moments
@@ -226,18 +186,6 @@ def _why_not(planned: PlannedWeight) -> str:
 
 def _value(planned: PlannedWeight) -> Tensor:
     return planned.uses[0].module.get_parameter(planned.uses[0].parameter).detach()
-
-
-def _call(model: nn.Module, batch: Batch) -> None:
-    with torch.inference_mode():
-        model(**batch)
-
-
-def _without_cache(model: nn.Module, batch: Batch) -> Batch:
-    """A batch of which a decoder keeps nothing for tokens to come."""
-    return (
-        {**batch, "use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else batch
-    )
 
 
 def _key(model: nn.Module, config: LexibitConfig, calibration: Calibration) -> str:

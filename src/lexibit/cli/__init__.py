@@ -19,6 +19,7 @@ from lexibit.cli.evaluate import evaluate
 from lexibit.cli.finetune import finetune
 from lexibit.cli.info import info
 from lexibit.cli.inspect import inspect
+from lexibit.cli.moments import moments
 from lexibit.cli.plan import plan
 from lexibit.cli.quantize import quantize
 from lexibit.cli.search import search
@@ -62,6 +63,7 @@ for command in (
     sensitivity,
     compare_schemes,
     search,
+    moments,
     evaluate,
     finetune,
     tune,

@@ -59,7 +59,7 @@ def bench(
     loaded = checkpoint.load_model(folder)
     if not codebooks(loaded):
         quantize(loaded, config, progress=not json and console.is_terminal)
-    elif config.to_dict() != LexibitConfig().to_dict():
+    elif config.to_dict() != LexibitConfig.recommended().to_dict():
         raise LexibitError(f"{model} is quantized already: leave the options that say how out")
     found = benchmark.bench(
         loaded,

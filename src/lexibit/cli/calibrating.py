@@ -10,7 +10,7 @@ import typer
 from transformers import PreTrainedModel
 
 from lexibit import checkpoint, tasks
-from lexibit.calibration import Calibration, of_task, of_texts
+from lexibit.calibration import Calibration, load_moments, of_task, of_texts
 from lexibit.calibration.texts import LIMIT
 from lexibit.errors import LexibitError
 
@@ -20,7 +20,8 @@ Calibrate = Annotated[
     str | None,
     typer.Option(
         help="Choose levels and codes so that the layers' outputs change least on some text, without labels: "
-        f"a text file, one text a line, or task:NAME for what a task trains on ({', '.join(tasks.names())}).",
+        f"a text file, one text a line; task:NAME for what a task trains on ({', '.join(tasks.names())}); or "
+        "a FILE.safetensors of lexibit moments.",
         metavar="FILE|task:NAME",
     ),
 ]
@@ -57,6 +58,9 @@ def calibrating(
         raise LexibitError(
             f"--data has the data of a task, and --calibrate names the file {what}: leave one out"
         )
+    elif what.endswith(".safetensors"):
+        gathered = load_moments(Path(what))
+        return lambda _: Calibration(gathered=gathered)
     lines = checkpoint.read_texts(Path(what), 1 << 40) if name is None else []
     if source.is_file():
         raise LexibitError(f"{source}: only a model can be calibrated: give its folder, with config.json")
