@@ -50,7 +50,9 @@ class Gathering:
         self._ours = Runs(model, batches, way.chains)
         self._theirs: Runs | None = None
         if beside:
-            self._copy = copy.deepcopy(model)
+            # other modules, but the very same float weights, which the model's own modules will leave
+            shared = {id(one): one for one in (*model.parameters(), *model.buffers())}
+            self._copy = copy.deepcopy(model, shared)
             names = {module: name for name, module in model.named_modules()}
             chains = [[self._copy.get_submodule(names[block]) for block in chain] for chain in way.chains]
             self._theirs = Runs(self._copy, batches, chains)
@@ -120,8 +122,8 @@ def route_of(model: nn.Module, weights: Sequence[PlannedWeight], batches: Sequen
     way = find_route(model, weights, (partial(_call, model, batch) for batch in batches))
     if weights and not way.stages:
         raise LexibitError(
-            f"{type(model).__name__} comes to none of the plan's weights, like {weights[0].name}: give the plan of "
-            "this very model, and batches that it is called with"
+            f"{type(model).__name__} comes to none of the plan's weights, like {weights[0].name}: give the plan "
+            "of this very model, and batches that it is called with"
         )
     return way
 

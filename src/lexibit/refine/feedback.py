@@ -39,7 +39,10 @@ def feedback(problem: Problem, levels: Tensor) -> Solution:
 
 def _pull(moments: Tensor) -> Tensor:
     """``U_ij / U_ii``."""
-    reverse = torch.linalg.cholesky(moments.double().flip(0, 1)).flip(0, 1)
-    one = torch.eye(len(moments), dtype=torch.float64)
-    upper: Tensor = torch.linalg.solve_triangular(reverse, one, upper=True)
+    factor = moments.flip(0, 1).double()
+    torch.linalg.cholesky(factor, out=factor)
+    factor = factor.flip(0, 1)
+    upper: Tensor = torch.linalg.solve_triangular(
+        factor, torch.eye(len(factor), dtype=factor.dtype), upper=True
+    )
     return upper.div_(upper.diagonal()[:, None].clone()).float()

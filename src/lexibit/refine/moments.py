@@ -65,8 +65,9 @@ class Moments:
         """
         if self.cross is None or not share:
             return matrix
-        factor = torch.linalg.cholesky(self.damped(damping).double())
-        moved = matrix.double() @ (self.cross - self.second).double()
+        factor = self.damped(damping).double()
+        torch.linalg.cholesky(factor, out=factor)
+        moved = (matrix @ (self.cross - self.second)).double()
         return (matrix.double() + share * torch.cholesky_solve(moved.T, factor).T).float()
 
     def spread(self, origins: Tensor) -> Moments:
