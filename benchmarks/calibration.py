@@ -19,9 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib import pyplot as plt
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
@@ -155,12 +157,41 @@ def table(lines: list[dict[str, Any]], bits: int) -> str:
     return "\n".join(out)
 
 
+def figure(lines: list[dict[str, Any]], path: Path) -> None:
+    """Stored bits against the cosine to the float32 embeddings, a line a recipe."""
+    matplotlib.rcParams.update({"svg.hashsalt": "lexibit", "svg.fonttype": "none", "font.size": 10})
+    shown, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    for name in dict.fromkeys(line["name"] for line in lines):
+        mine = [line for line in lines if line["name"] == name]
+        bits = sorted({line["bits"] for line in mine})
+        points = [[line for line in mine if line["bits"] == width] for width in bits]
+        best = name.startswith("**")
+        axes.plot(
+            [one[0]["stored"] for one in points],
+            [statistics.mean(line["cosine"] for line in one) for one in points],
+            marker="o",
+            linewidth=3 if best else 1.2,
+            linestyle="-" if "calibrated" in name or "GPTQ" in name else "--",
+            label=name.strip("*"),
+            zorder=3 if best else 2,
+        )
+    axes.set(
+        xlabel="stored bits a weight",
+        ylabel="cosine to the float32 embeddings",
+        title="all-MiniLM-L6-v2: calibrated (solid) and by the weights alone (dashed)",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+    shown.savefig(path, format="svg", metadata={"Date": None})
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--kept", type=Path, default=Path("calibration.json"), help="Where lines are kept.")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="The tables.")
+    parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
     bench = Bench(args.data)
     float_score = bench.score(bench.embeddings)
@@ -173,6 +204,8 @@ def main() -> None:
     print(asdict(float_score), torch.get_num_threads())
     if args.out:
         args.out.write_text(text)
+    if args.figure:
+        figure(lines, args.figure)
 
 
 if __name__ == "__main__":
