@@ -122,8 +122,8 @@ def route_of(model: nn.Module, weights: Sequence[PlannedWeight], batches: Sequen
     way = find_route(model, weights, (partial(_call, model, batch) for batch in batches))
     if weights and not way.stages:
         raise LexibitError(
-            f"{type(model).__name__} comes to none of the plan's weights, like {weights[0].name}: give the plan "
-            "of this very model, and batches that it is called with"
+            f"{type(model).__name__} comes to none of the plan's weights, like {weights[0].name}: give the "
+            "plan of this very model, and batches that it is called with"
         )
     return way
 
