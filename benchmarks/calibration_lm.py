@@ -31,6 +31,8 @@ RECIPES: dict[str, tuple[dict[str, Any], Effort | None]] = {
     "SqueezeLLM's: k-means per row, squared gradients": (ROW, None),
     "GPTQ, min-max grid per row": (GRID | {"scheme": "lq"}, GPTQ),
     "GPTQ, MSE grid per row": (GRID | {"scheme": "mse"}, GPTQ),
+    "uniform grid per row, calibrated": (GRID | {"scheme": "mse"}, Effort()),
+    "binary codes per row, calibrated": (ROW | {"scheme": "binary"}, Effort()),
     "k-means within 0.2 bits, calibrated": ({"groups": "within:0.2", "levels_dtype": "float16"}, Effort()),
 }
 

@@ -308,3 +308,13 @@ def test_gptq_gives_the_codes_of_a_published_implementation() -> None:
     found = quantize_tensor(w, recipe, moments=moments(x), effort=GPTQ).unpacked_codes()
     assert not torch.equal(found, quantize_tensor(w, recipe).unpacked_codes())
     assert ["".join(f"{code:x}" for code in row) for row in found.tolist()] == _PUBLISHED
+
+
+def test_moments_that_rounding_left_indefinite_are_damped_until_they_are_not() -> None:
+    x = inputs(20, count=3)
+    second = x.T @ x
+    wrong = second - 0.05 * second.diagonal().mean() * torch.eye(20)
+    damped = Moments(wrong, None, 3).damped(0.01)
+    assert torch.linalg.eigvalsh(damped.double()).min() > 0
+    found = quantize_tensor(weight(5, 20), Recipe(bits=3, groups="row"), moments=Moments(wrong, None, 3))
+    assert found.decode().isfinite().all()

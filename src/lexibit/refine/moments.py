@@ -52,9 +52,16 @@ class Moments:
         return self
 
     def damped(self, share: float) -> Tensor:
-        """The second moments, a share of the mean of their diagonal added to it."""
+        """The second moments, a share of the mean of their diagonal added to it, so that they can be inverted.
+
+        Ten times as much, and again, where rounding left them such that they cannot.
+        """
         found = self.second.clone()
-        found.diagonal().add_(share * float(found.diagonal().double().mean()))
+        more = share * float(found.diagonal().double().mean())
+        found.diagonal().add_(more)
+        while int(torch.linalg.cholesky_ex(found.double()).info):
+            found.diagonal().add_(9 * more)
+            more *= 10
         return found
 
     def corrected(self, matrix: Tensor, share: float, damping: float) -> Tensor:
