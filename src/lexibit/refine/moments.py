@@ -52,7 +52,7 @@ class Moments:
         return self
 
     def damped(self, share: float) -> Tensor:
-        """The second moments, a share of the mean of their diagonal added to it, so that they can be inverted.
+        """The second moments, with a share of the mean of their diagonal added to it: they can be inverted.
 
         Ten times as much, and again, where rounding left them such that they cannot.
         """
