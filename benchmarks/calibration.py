@@ -160,7 +160,8 @@ def table(lines: list[dict[str, Any]], bits: int) -> str:
 def figure(lines: list[dict[str, Any]], path: Path) -> None:
     """Stored bits against the cosine to the float32 embeddings, a line a recipe."""
     matplotlib.rcParams.update({"svg.hashsalt": "lexibit", "svg.fonttype": "none", "font.size": 10})
-    shown, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    shown, axes = plt.subplots(figsize=(10, 4.6), layout="constrained")
+    axes.set_prop_cycle(color=matplotlib.colormaps["Paired"].colors)
     for name in dict.fromkeys(line["name"] for line in lines):
         mine = [line for line in lines if line["name"] == name]
         bits = sorted({line["bits"] for line in mine})
@@ -181,7 +182,7 @@ def figure(lines: list[dict[str, Any]], path: Path) -> None:
         title="all-MiniLM-L6-v2: calibrated (solid) and by the weights alone (dashed)",
     )
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     shown.savefig(path, format="svg", metadata={"Date": None})
 
 
