@@ -27,6 +27,9 @@ from lexibit.weight import CodebookWeight
 
 _logger = logging.getLogger("lexibit")
 
+LOOKED_UP = "its rows are looked up, so that no input is multiplied with it"
+"""Why an embedding is left to its scheme."""
+
 
 @dataclass
 class Calibration:
@@ -38,8 +41,8 @@ class Calibration:
         effort: how long levels and codes are made better.
         folder: where finished weights are kept, so that a run that was killed goes on; nowhere if not given.
         gathered: instead of batches, what was gathered from the float model before, by
-            :func:`lexibit.calibration.gather`: faster, and each layer is quantized as if all others stayed
-            float.
+            :func:`lexibit.calibration.gather`: the model need not run, and each layer is quantized as if all
+            others stayed float, which keeps less.
         weights: what became of each weight; filled in by :func:`lexibit.quantize`.
     """
 
@@ -151,7 +154,7 @@ def _each_alone(
 
 def _warn(told: Sequence[Calibrated]) -> None:
     for one in told:
-        if one.why_not:
+        if one.why_not not in ("", LOOKED_UP):
             _logger.warning("%s is quantized without calibration: %s", one.name, one.why_not)
 
 
@@ -165,7 +168,7 @@ def _fitted(
         if gathered.rows is not None and planned.spec.block[0] > 1 and planned.recipe.fitting().weighs:
             seen = (gathered.rows[: value.shape[0]] + 1).float()
             given = {planned.name: seen.view(-1, *[1] * (value.dim() - 1)).expand(value.shape)}
-        why = "" if moments is None else "all of its inputs are zero"
+        why = LOOKED_UP if moments is None else "all of its inputs are zero"
         told = Calibrated(planned.name, gathered.count, why_not=why)
         return planned, quantize_planned(planned, value, seed=seed, given=given), told
     if gathered.rows is not None:

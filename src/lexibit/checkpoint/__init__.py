@@ -13,9 +13,10 @@ from lexibit.checkpoint.source import (
     load_with_head,
     plan,
 )
-from lexibit.checkpoint.target import quantize_to
+from lexibit.checkpoint.target import CALIBRATION, quantize_to
 
 __all__ = [
+    "CALIBRATION",
     "Contents",
     "compare",
     "errors_against",

@@ -107,7 +107,9 @@ def read_texts(file: Path, limit: int) -> list[str]:
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise LexibitError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
         raise LexibitError(f"{file}: cannot be read as UTF-8 text: {error}") from error
     texts = [line.strip() for line in lines if line.strip()][:limit]
     if not texts:

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from lexibit import checkpoint, tasks
 from lexibit.calibration import Calibration, load_moments, of_task, of_texts
-from lexibit.calibration.texts import LIMIT
 from lexibit.errors import LexibitError
 
 _TASK = "task:"
@@ -28,9 +27,7 @@ Calibrate = Annotated[
 Data = Annotated[
     Path | None, typer.Option(help="With task:NAME, the folder with the task's data; the hub if not given.")
 ]
-Texts = Annotated[
-    int, typer.Option(help=f"With --calibrate: texts at most, drawn with --seed. {LIMIT}.", min=1)
-]
+Texts = Annotated[int, typer.Option(help="With --calibrate: texts at most, drawn with --seed.", min=1)]
 Length = Annotated[
     int,
     typer.Option(help="With --calibrate: tokens of a text at most; a task may have its own length.", min=1),

@@ -29,8 +29,8 @@ def moments(
 ) -> None:
     """Gather the second moments of every layer's inputs, for lexibit quantize --calibrate.
 
-    Quantizing with the file is faster, and needs no text; but each layer is calibrated as if all others
-    stayed float, which keeps less of a model at 2 and 3 bits.
+    Quantizing with the file needs no text and no run of the model; but each layer is calibrated as if all
+    others stayed float, which keeps less: at 2 bits the outputs may lose three times as much.
 
     [bold]Examples[/]
 

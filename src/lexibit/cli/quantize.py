@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as read_json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,7 @@ from lexibit.config import LexibitConfig
 @takes_plan
 def quantize(
     model: Model,
-    out: Annotated[Path, typer.Argument(help="The new folder; must not exist yet.")],
+    out: Annotated[Path, typer.Argument(help="The new folder; must not exist yet, or be empty.")],
     config: LexibitConfig,
     search: Path | None,
     calibrate: Calibrate = None,
@@ -72,9 +73,22 @@ def quantize(
     )
     how = "not calibrated: --calibrate TEXT keeps more of the model"
     if calibrate is not None:
-        how = f"calibrated on {calibrate}"
+        how = f"calibrated on {calibrate}{_lost(out / checkpoint.CALIBRATION)}"
     console.print(
         f"{config.scheme}, levels in {config.levels_dtype} shared by {config.groups}; {how}",
         style="dim",
         highlight=False,
+    )
+
+
+def _lost(file: Path) -> str:
+    """What the outputs of a layer lose in the mean, calibrated and not."""
+    told = read_json.loads(file.read_text(encoding="utf-8"))
+    lost = [(one["before"], one["after"]) for one in told if one["before"] is not None]
+    if not lost:
+        return ""
+    before, after = (sum(side) / len(lost) for side in zip(*lost, strict=True))
+    return (
+        f": in the mean a layer's outputs lose {after:.1%}, and {before:.1%} by the scheme alone (each in "
+        f"{file.name})"
     )
