@@ -149,3 +149,23 @@ def test_another_spelling_is_refused(spec: str) -> None:
 def test_a_misspelling_is_answered_with_the_right_one() -> None:
     with pytest.raises(LexibitError, match="did you mean 'columns:N'"):
         Groups.parse("column:4", (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("shape", "height"), [((10, 100), 10), ((384, 384), 2), ((3072, 768), 1), ((5, 100), 5)]
+)
+def test_within_takes_the_fewest_rows_whose_levels_cost_no_more(shape, height):
+    groups = Groups.parse("within:0.2", shape, level_bits=128)
+    assert groups.block == (height, shape[1])
+    if groups.count > 1:
+        assert groups.count * 128 <= 0.2 * shape[0] * shape[1]
+
+
+@pytest.mark.parametrize("spec", ["within:", "within:0", "within:-1", "within:x", "within:inf", "within:nan"])
+def test_within_needs_bits(spec):
+    with pytest.raises(LexibitError, match="write bits a weight"):
+        Groups.parse(spec, (4, 4))
+
+
+def test_within_next_to_nothing_is_one_set():
+    assert Groups.parse("within:1e-320", (40, 4), level_bits=64).count == 1

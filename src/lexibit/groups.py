@@ -11,7 +11,7 @@ spelling       block                  meaning
 ``blocks:N``   ceil(rows / N), all    at most N blocks of rows (Q-BERT's 128)
 ``columns:N``  1, N                   runs of N columns inside each row
 ``within:B``   as few as it takes     the fewest rows whose levels take at most B
-                                      bits a weight, like 0.2
+                                      bits a weight, like 0.2; all if one set takes more
 =============  =====================  ==========================================
 
 A remainder makes a smaller last group; nothing is padded on disk and nothing falls back.
@@ -74,7 +74,8 @@ class Groups:
             return cls(rows, columns, (max(rows, 1) if kind == "matrix" else 1, max(columns, 1)))
         if kind == "within":
             most = _bits(spec, number)
-            height = min(math.ceil(level_bits / (most * max(columns, 1))), rows)
+            affordable = math.floor(rows * columns * most / max(level_bits, 1))
+            height = -(-rows // max(affordable, 1))
             return cls(rows, columns, (max(height, 1), max(columns, 1)))
         if kind not in _COUNTED:
             raise unknown("groups", spec, _SPELLINGS)

@@ -6,7 +6,7 @@ from math import prod
 
 from torch import nn
 
-from lexibit.calibration.kept import Done
+from lexibit.calibration.kept import Weights
 from lexibit.calibration.layerwise import Calibration, calibrate
 from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
@@ -73,7 +73,7 @@ def quantize(
     return plan
 
 
-def _fitted(plan: Plan, config: LexibitConfig, importances: Tensors | None, progress: bool) -> Done:
+def _fitted(plan: Plan, config: LexibitConfig, importances: Tensors | None, progress: bool) -> Weights:
     """The weights of a plan in codes, each for itself."""
     quantizing = Quantizing(config, len(plan.weights), progress, importances)
     # the largest first, while the other threads have enough to do beside it

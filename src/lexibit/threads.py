@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -34,7 +35,7 @@ def single() -> Iterator[int]:
             torch.set_num_threads(threads)
 
 
-def side_by_side(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+def side_by_side(function: Callable[[In], Out], items: Iterable[In]) -> Generator[Out]:
     """``function`` of every item, in their order: as many at once as PyTorch has threads, each on one.
 
     Inside a piece of such work there is one thread, and one piece is done after the other.
@@ -45,8 +46,15 @@ def side_by_side(function: Callable[[In], Out], items: Iterable[In]) -> Iterator
             yield from map(function, items)
             return
         pool = ThreadPoolExecutor(threads)
+        waiting: deque[Future[Out]] = deque()
         try:
-            yield from pool.map(function, items)
+            for item in items:
+                # results that are not asked for yet take memory
+                if len(waiting) == 2 * threads:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(function, item))
+            while waiting:
+                yield waiting.popleft().result()
         finally:
             # what has not begun is not wanted any more, if the caller stops here
             pool.shutdown(cancel_futures=True)

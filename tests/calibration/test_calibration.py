@@ -197,8 +197,8 @@ def test_recurrent_layers_know_their_states(tiny_model: Any) -> None:
     calibration = Calibration(batches("bert"))
     lexibit.quantize(model, CONFIG, calibration=calibration, progress=False)
     told = {one.name: one for one in calibration.weights}
-    tokens = sum(batch["input_ids"].numel() for batch in batches("bert"))
-    assert told["first.weight_ih_l0"].inputs == tokens
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches("bert"))
+    assert told["first.weight_ih_l0"].inputs == told["second.weight_ih_l0"].inputs == tokens
     assert told["first.weight_hh_l0"].inputs == tokens - 4 * 6  # the first states are zero
     assert told["second.weight_hh_l0"].after < told["second.weight_hh_l0"].before  # type: ignore[operator]
     assert "one layer" in told["two.weight_ih_l1"].why_not
@@ -427,3 +427,66 @@ def test_moments_of_another_model_are_refused(tiny_model: Any) -> None:
         )
     with pytest.raises(LexibitError, match="comes to none of the plan's weights"):
         gather(tiny_model("llama"), Plan.of(other, CONFIG), batches("llama"), progress=False)
+
+
+@pytest.mark.parametrize("damage", ["record", "half", "missing", "other", "key", "part"])
+def test_what_is_kept_and_damaged_is_done_anew(
+    tiny_model: Any, tmp_path: Path, caplog: Any, damage: str
+) -> None:
+    kept = tmp_path / "kept"
+    expected = tiny_model("bert")
+    lexibit.quantize(expected, CONFIG, calibration=Calibration(batches("bert"), folder=kept), progress=False)
+    records = sorted(path for path in kept.glob("*.json") if path.name != "key.json")
+    if damage == "record":
+        records[0].write_text("{}")
+    elif damage == "half":
+        file = records[0].with_suffix(".safetensors")
+        file.write_bytes(file.read_bytes()[:-9])
+    elif damage == "missing":
+        records[0].with_suffix(".safetensors").unlink()
+    elif damage == "other":
+        records[0].write_bytes(records[1].read_bytes())
+    elif damage == "key":
+        (kept / "key.json").write_text('{"ke')
+    else:
+        (kept / ".key.json.77.part").write_text("")
+    caplog.clear()
+    model, calibration = tiny_model("bert"), Calibration(batches("bert"), folder=kept)
+    lexibit.quantize(model, CONFIG, calibration=calibration, progress=False)
+    assert set(codebooks(model)) == {one.name for one in calibration.weights} == set(codebooks(expected))
+    for name, weight in codebooks(model).items():
+        assert torch.equal(weight.codes, codebooks(expected)[name].codes)
+    assert ("anew" in caplog.text) == (damage != "part")
+
+
+def test_a_folder_with_a_key_of_something_else_is_not_touched(tiny_model: Any, tmp_path: Path) -> None:
+    (tmp_path / "key.json").write_text('{"api": 1}')
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(LexibitError, match=r"something else than a calibration, like thesis\.txt"):
+        lexibit.quantize(
+            tiny_model("bert"), CONFIG, calibration=Calibration(batches("bert"), folder=tmp_path)
+        )
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_decoders_padding_is_its_own(tiny_model: Any) -> None:
+    ids = torch.randint(5, 97, (2, 8), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[:, 4:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids}
+    inputs["decoder_attention_mask"] = torch.ones_like(ids)
+    calibration = Calibration([inputs])
+    lexibit.quantize(tiny_model("marian"), CONFIG, calibration=calibration, progress=False)
+    found = {one.name.removeprefix("model."): one.inputs for one in calibration.weights}
+    assert found["encoder.layers.0.fc1.weight"] == found["decoder.layers.0.encoder_attn.k_proj.weight"] == 8
+    assert found["decoder.layers.0.fc1.weight"] == found["decoder.layers.0.encoder_attn.q_proj.weight"] == 16
+
+
+def test_moments_of_another_vocabulary_are_refused(tiny_model: Any, tmp_path: Path) -> None:
+    other = tiny_model("bert", vocab_size=31)
+    ids = torch.arange(5, 25).view(2, 10)
+    gathered = gather(other, Plan.of(other, CONFIG), [{"input_ids": ids}], progress=False)
+    with pytest.raises(LexibitError, match=r"word_embeddings\.weight: the moments tell of 31 rows"):
+        lexibit.quantize(
+            tiny_model("bert"), CONFIG, calibration=Calibration(gathered=gathered), progress=False
+        )

@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -64,15 +65,17 @@ class Gathering:
         theirs = self._theirs if any(use.kind != "embedding" for use in stage.uses) else None
         if theirs is None:
             with self._ours.watching(stage) as ours:
-                return _sum(side_by_side(lambda number: _part(stage, ours(number), None), range(self._count)))
+                work = side_by_side(lambda number: _part(stage, ours(number), None), range(self._count))
+                with closing(work) as parts:
+                    return _sum(parts)
         theirs.advance(stage.point)
         uses = [replace(use, module=self._copy.get_submodule(use.module_name)) for use in stage.uses]
         last = self._copy.get_submodule(self._names[stage.last[0]]), stage.last[1]
         twin = Stage(stage.weights, uses, stage.point, last)
         with self._ours.watching(stage) as ours, theirs.watching(twin) as other:
-            return _sum(
-                side_by_side(lambda number: _part(stage, ours(number), other(number)), range(self._count))
-            )
+            work = side_by_side(lambda number: _part(stage, ours(number), other(number)), range(self._count))
+            with closing(work) as parts:
+                return _sum(parts)
 
 
 def _part(stage: Stage, inputs: list[Tensor], others: list[Tensor] | None) -> Gathered:
@@ -89,10 +92,16 @@ def _part(stage: Stage, inputs: list[Tensor], others: list[Tensor] | None) -> Ga
             rows = found if rows is None else rows + found
             continue
         second = x.T @ x if second is None else second.addmm_(x.T, x)
+        # experts that are chosen for other inputs in the float model have no counterpart there
+        if others is not None and (number >= len(others) or len(others[number]) != len(x)):
+            others, cross = None, None
         if others is not None:
             y = others[number]
             cross = y.T @ x if cross is None else cross.addmm_(y.T, x)
-    return Gathered(None if second is None else Moments(second, cross, count), rows, count)
+    if second is None:
+        return Gathered(None, None if rows is None else rows.cpu(), count)
+    moments = Moments(second.cpu(), None if cross is None else cross.cpu(), count)
+    return Gathered(moments, None if rows is None else rows.cpu(), count)
 
 
 def _sum(parts: Iterator[Gathered]) -> Gathered:
@@ -107,9 +116,12 @@ def _sum(parts: Iterator[Gathered]) -> Gathered:
             rows = part.rows if rows is None else rows + part.rows
         if part.moments is None:
             continue
+        first = second is None
         second = part.moments.second if second is None else second.add_(part.moments.second)
-        if part.moments.cross is not None:
-            cross = part.moments.cross if cross is None else cross.add_(part.moments.cross)
+        if first:
+            cross = part.moments.cross
+        elif cross is not None:
+            cross = None if part.moments.cross is None else cross.add_(part.moments.cross)
     return Gathered(None if second is None else Moments(second, cross, count), rows, count)
 
 
@@ -129,7 +141,7 @@ def route_of(model: nn.Module, weights: Sequence[PlannedWeight], batches: Sequen
 
 
 def _call(model: nn.Module, batch: Batch) -> None:
-    with torch.inference_mode():
+    with torch.no_grad():
         model(**batch)
 
 
@@ -179,7 +191,8 @@ def save_moments(gathered: Mapping[str, Gathered], path: Path) -> None:
     told: dict[str, Any] = {}
     for name, one in gathered.items():
         key = keys.setdefault(id(one), name)
-        told[name] = {"key": key, "count": one.count}
+        parts = [part for part, there in (("second", one.moments), ("rows", one.rows)) if there is not None]
+        told[name] = {"key": key, "count": one.count, "parts": parts}
         if one.moments is not None:
             tensors[f"{key}.second"] = one.moments.second
         if one.rows is not None:
@@ -197,13 +210,12 @@ def load_moments(path: Path) -> dict[str, Gathered]:
     try:
         with safe_open(path, framework="pt") as file:
             told = json.loads((file.metadata() or {})["lexibit.moments"])
-            known = set(file.keys())
             one: dict[str, Gathered] = {}
             for entry in told.values():
                 key, count = str(entry["key"]), int(entry["count"])
                 if key not in one:
-                    second = file.get_tensor(f"{key}.second") if f"{key}.second" in known else None
-                    rows = file.get_tensor(f"{key}.rows") if f"{key}.rows" in known else None
+                    parts = {part: file.get_tensor(f"{key}.{part}") for part in entry["parts"]}
+                    second, rows = parts.get("second"), parts.get("rows")
                     moments = None if second is None else Moments(second, None, count)
                     one[key] = Gathered(moments, rows, count)
             return {name: one[str(entry["key"])] for name, entry in told.items()}

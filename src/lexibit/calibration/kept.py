@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-from collections.abc import Sequence
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,10 @@ from lexibit.weight import CodebookWeight
 _logger = logging.getLogger("lexibit")
 _KEY = "key.json"
 
-Done = list[tuple[PlannedWeight, CodebookWeight]]
+_OURS = re.compile(r"key\.json|[0-9a-f]{16}\.(json|safetensors)")
+
+Weights = list[tuple[PlannedWeight, CodebookWeight]]
+Done = tuple[Weights, list[Calibrated]]
 
 
 class Kept:
@@ -40,35 +42,57 @@ class Kept:
         self._folder = folder
         if folder is None:
             return
-        known = folder / _KEY
-        if folder.exists():
-            if known.is_file() and json.loads(known.read_text("utf-8")) == {"key": key}:
-                done = len(list(folder.glob("*.safetensors")))
-                _logger.warning("%s: goes on from %d finished layers", folder, done)
-                return
-            if any(folder.iterdir()) and not known.is_file():
-                raise LexibitError(
-                    f"{folder}: holds something else than a calibration: choose another folder"
-                )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            found = [path for path in folder.iterdir() if path.suffix != ".part"]
+        except OSError as error:
+            raise LexibitError(
+                f"{folder}: cannot keep what is finished: {error.strerror or error}"
+            ) from error
+        if strange := [path.name for path in found if not _OURS.fullmatch(path.name)]:
+            raise LexibitError(
+                f"{folder}: holds something else than a calibration, like {strange[0]}: choose another folder"
+            )
+        if found and _read_json(folder / _KEY) == {"key": key}:
+            done = sum(path.suffix == ".json" for path in found) - 1
+            _logger.warning("%s: goes on from %d finished layers", folder, done)
+            return
+        if found:
             _logger.warning("%s: is of another model, text or configuration: begins anew", folder)
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-        write_json(known, {"key": key})
+        for path in found:
+            path.unlink()
+        write_json(folder / _KEY, {"key": key})
 
-    def read(self, stage: Stage) -> tuple[Done, list[Calibrated]] | None:
-        """The weights of a stage and what became of them, or None if they are not finished."""
+    def read(self, stage: Stage) -> Done | None:
+        """The weights of a stage and what became of them; None if they are not finished, or damaged."""
         if self._folder is None or not self._record(stage).is_file():
             return None
-        found = format.read([self._file(stage)])
-        told = json.loads(self._record(stage).read_text("utf-8"))
-        done: Done = []
-        for planned in stage.weights:
-            weight = found[planned.name]
-            assert isinstance(weight, CodebookWeight)
-            done.append((planned, weight))
-        return done, [Calibrated(**one) for one in told]
+        try:
+            found = format.read([self._file(stage)])
+            told = [Calibrated(**one) for one in json.loads(self._record(stage).read_text("utf-8"))]
+            weights = [found[planned.name] for planned in stage.weights]
+            names = [one.name for one in told]
+        except (LexibitError, OSError, ValueError, TypeError, KeyError) as error:
+            _logger.warning("%s: is damaged (%s): done anew", self._file(stage), error)
+            return None
+        whole = all(
+            isinstance(weight, CodebookWeight) and weight.spec == planned.spec
+            for planned, weight in zip(stage.weights, weights, strict=True)
+        )
+        if not whole or names != [planned.name for planned in stage.weights]:
+            _logger.warning("%s: is of other weights: done anew", self._file(stage))
+            return None
+        devices = [
+            planned.uses[0].module.get_parameter(planned.uses[0].parameter) for planned in stage.weights
+        ]
+        done = [
+            (planned, weight.to(float_weight.device))
+            for planned, weight, float_weight in zip(stage.weights, weights, devices, strict=True)
+            if isinstance(weight, CodebookWeight)
+        ]
+        return done, told
 
-    def write(self, stage: Stage, done: Done, told: Sequence[Calibrated]) -> None:
+    def write(self, stage: Stage, done: Weights, told: list[Calibrated]) -> None:
         """Keep a finished stage; it counts when its record is there, which comes last."""
         if self._folder is None:
             return
@@ -83,6 +107,14 @@ class Kept:
 
     def _record(self, stage: Stage) -> Path:
         return self._file(stage).with_suffix(".json")
+
+
+def _read_json(file: Path) -> Any:
+    """What a file says; None if it is no JSON."""
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def digest(*parts: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lexibit.calibration.gathering import Gathered, Gathering, route_of, without_cache
-from lexibit.calibration.kept import Done, Kept, digest
+from lexibit.calibration.kept import Kept, Weights, digest
 from lexibit.calibration.report import Calibrated
 from lexibit.calibration.runs import Batch, why_not
 from lexibit.config import LexibitConfig
@@ -64,7 +65,7 @@ class Calibration:
 
 def calibrate(
     model: nn.Module, plan: Plan, config: LexibitConfig, calibration: Calibration, *, progress: bool
-) -> Done:
+) -> Weights:
     """The weights of a plan in codes, each chosen for the inputs that it meets in the quantized model.
 
     The inputs of a weight are gathered when all that comes in front of it is quantized. Beside the model runs
@@ -94,7 +95,7 @@ def calibrate(
     if calibration.gathered is not None:
         return _each_alone(plan, calibration.gathered, calibration, config.seed, progress)
     batches = [without_cache(model, batch) for batch in calibration.batches]
-    done: Done = []
+    done: Weights = []
     kept = Kept(calibration.folder, "" if calibration.folder is None else _key(model, config, calibration))
     with single(), evaluating(model), restored(plan.weights), progress_bar(progress) as bar:
         task = bar.add_task("calibrating", total=len(plan.weights))
@@ -127,7 +128,7 @@ def calibrate(
 
 def _each_alone(
     plan: Plan, gathered: Mapping[str, Gathered], calibration: Calibration, seed: int, progress: bool
-) -> Done:
+) -> Weights:
     """The weights of a plan in codes, for inputs that were gathered before."""
     if gathered and not any(weight.name in gathered for weight in plan.weights):
         raise LexibitError(
@@ -142,9 +143,9 @@ def _each_alone(
             return planned, quantize_planned(planned, _value(planned), seed=seed), told
         return _fitted(planned, gathered[planned.name], calibration.effort, seed)
 
-    done: Done = []
-    with progress_bar(progress) as bar:
-        work = side_by_side(one, plan.weights)
+    done: Weights = []
+    with progress_bar(progress) as bar, ExitStack() as undo:
+        work = undo.enter_context(closing(side_by_side(one, plan.weights)))
         for planned, weight, told in bar.track(work, total=len(plan.weights), description="calibrating"):
             done.append((planned, weight))
             calibration.weights.append(told)
@@ -163,6 +164,11 @@ def _fitted(
 ) -> tuple[PlannedWeight, CodebookWeight, Calibrated]:
     """A weight in codes for what was gathered."""
     value, moments = _value(planned), gathered.moments
+    if gathered.rows is not None and len(gathered.rows) < value.shape[0]:
+        raise LexibitError(
+            f"{planned.name}: the moments tell of {len(gathered.rows)} rows, it has {value.shape[0]}: gather "
+            "them from this very model"
+        )
     if moments is None or not moments.second.diagonal().any():
         given = None
         if gathered.rows is not None and planned.spec.block[0] > 1 and planned.recipe.fitting().weighs:

@@ -24,7 +24,7 @@ class Stage:
         weights: of the plan.
         uses: the calls to look at: those of one of the weights, as the others have the same inputs.
         point: from where on the model must run.
-        last: the module that is called last, and how often in a run.
+        last: the module that is called last, and how often in a run; as often in every other.
     """
 
     weights: list[PlannedWeight]
@@ -54,6 +54,7 @@ class _Call:
 
     use: Use
     inputs: Any
+    version: int
     point: Point
     number: int
 
@@ -88,7 +89,7 @@ def find_route(
         if not mine:
             continue
         # a recurrent layer's two matrices meet different inputs in one call
-        key = tuple((id(call.inputs), _side(call.use)) for call in mine)
+        key = tuple((id(call.inputs), call.version, _side(call.use)) for call in mine)
         if key in found:
             found[key].weights.append(weight)
             continue
@@ -130,7 +131,9 @@ def _watched(
 
     def called(use: Use) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-            calls.append(_Call(use, given(args, kwargs), tuple(ended), len(calls)))
+            inputs = given(args, kwargs)
+            # what is written to in place is another input afterwards
+            calls.append(_Call(use, inputs, getattr(inputs, "_version", 0), tuple(ended), len(calls)))
 
         return hook
 

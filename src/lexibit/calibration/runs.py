@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,6 +20,11 @@ from lexibit.replay import Replay
 from lexibit.threads import side_by_side
 
 Batch = Mapping[str, Any]
+
+
+_OF_ENCODER = re.compile(
+    r"(encoder_attn|cross_?attn|cross_?attention|EncDecAttention)\..*?\.?(k|v|key|value)(_proj)?$"
+)
 
 
 class _Enough(Exception):  # noqa: N818 - it is no error
@@ -58,8 +64,7 @@ class Runs:
                 if module not in chain:
                     undo.enter_context(replay.replaying())
             undo.callback(module.register_forward_hook(stop).remove)
-            for _ in side_by_side(self.run, range(len(self._batches))):
-                pass
+            list(side_by_side(self.run, range(len(self._batches))))
 
     def run(self, number: int) -> None:
         """Run one batch, as far as a hook lets it."""
@@ -74,13 +79,11 @@ class Runs:
         That is the inputs of every call, ``[n, channels]``, or the rows looked up, ``[n]``; padding left out.
         """
         here, (last, times) = self._here, stage.last
-        masks = ("attention_mask", "decoder_attention_mask")
 
         def seen(use: Use, x: Any, output: Any = None) -> None:
             batch = self._batches[here.number]
-            here.inputs.append(
-                _inputs(use, x, output, [batch[name].bool() for name in masks if name in batch])
-            )
+            given = (batch.get(name) for name in _masks(use))
+            here.inputs.append(_inputs(use, x, output, [mask.bool() for mask in given if mask is not None]))
 
         def counted(*_: Any) -> None:
             here.calls += 1
@@ -116,9 +119,19 @@ def _watch(use: Use, seen: Callable[..., None]) -> Any:
     )
 
 
+def _masks(use: Use) -> tuple[str, str]:
+    """The masks that may tell what of a use's inputs is padding, the likelier first.
+
+    A decoder's inputs are its own, but for keys and values of its attention to the encoder.
+    """
+    masks = ("attention_mask", "decoder_attention_mask")
+    own = "decoder" in use.module_name.split(".") and not _OF_ENCODER.search(use.module_name)
+    return masks[::-1] if own else masks
+
+
 def _inputs(use: Use, x: Any, output: Any, masks: list[Tensor]) -> Tensor:
     if use.kind == "recurrent":
-        return _recurrent(use, x, output)
+        return _recurrent(use, x, output, masks)
     return _kept(x, masks, 0) if use.kind == "embedding" else _kept(x, masks, 1).float()
 
 
@@ -145,14 +158,14 @@ def why_not(use: Use) -> str:
     return ""
 
 
-def _recurrent(use: Use, x: Any, output: Any) -> Tensor:
-    """The inputs, or the states in front of each step, the first of which counts as zero."""
+def _recurrent(use: Use, x: Any, output: Any, masks: list[Tensor]) -> Tensor:
+    """The inputs, or the states in front of each step but the first, which is zero."""
     if isinstance(x, PackedSequence):
         raise LexibitError(f"{use.name}: its module takes packed sequences: calibrate on padded ones")
-    if "_ih_" in use.parameter:
-        found: Tensor = x.reshape(-1, x.shape[-1]).float()
-        return found
-    states: Tensor = output[0]
-    time = 1 if use.module.batch_first and states.dim() == 3 else 0
-    before = states.narrow(time, 0, states.shape[time] - 1)
-    return before.reshape(-1, before.shape[-1]).float()
+    seen: Tensor = x if "_ih_" in use.parameter else output[0]
+    if seen.dim() == 3 and not use.module.batch_first:
+        seen = seen.transpose(0, 1)
+    if "_ih_" not in use.parameter:
+        seen = seen[..., :-1, :]
+        masks = [mask[..., 1:] for mask in masks]
+    return _kept(seen, masks, 1).float()

@@ -111,7 +111,7 @@ def copy_companions(source: Path, out: Path) -> None:
     """Copy what a model folder holds beside weights and configuration: tokenizer, pooling, ..."""
     for path in sorted(source.rglob("*")):
         inside = path.relative_to(source)
-        if any(part.startswith(".") for part in inside.parts) or inside.parts[0] in TRAINING:
+        if any(part.startswith(".") for part in inside.parts) or inside.parts[0] in (*TRAINING, CALIBRATION):
             continue
         # weights in a sub-folder (a dense layer after the encoder, say) belong to another module
         is_weights = path.suffix in WEIGHT_FILES or path.name.endswith(".index.json")
