@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -144,8 +144,7 @@ def _each_alone(
         return _fitted(planned, gathered[planned.name], calibration.effort, seed)
 
     done: Weights = []
-    with progress_bar(progress) as bar, ExitStack() as undo:
-        work = undo.enter_context(closing(side_by_side(one, plan.weights)))
+    with progress_bar(progress) as bar, closing(side_by_side(one, plan.weights)) as work:
         for planned, weight, told in bar.track(work, total=len(plan.weights), description="calibrating"):
             done.append((planned, weight))
             calibration.weights.append(told)

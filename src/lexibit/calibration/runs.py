@@ -82,8 +82,8 @@ class Runs:
 
         def seen(use: Use, x: Any, output: Any = None) -> None:
             batch = self._batches[here.number]
-            given = (batch.get(name) for name in _masks(use))
-            here.inputs.append(_inputs(use, x, output, [mask.bool() for mask in given if mask is not None]))
+            masks = (batch.get(name) for name in _masks(use))
+            here.inputs.append(_inputs(use, x, output, [mask.bool() for mask in masks if mask is not None]))
 
         def counted(*_: Any) -> None:
             here.calls += 1

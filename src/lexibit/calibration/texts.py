@@ -84,7 +84,9 @@ def of_task(
         texts = list(dict.fromkeys(text for first, second, _ in pairs for text in (first, second)))
         return of_texts(model, tokenizer, texts, limit=limit, max_length=max_length, seed=seed)
     trained = tasks.trainable(name)
-    features = trained.features(model, tokenizer, trained.load(data, "train"))
+    # no more examples than can be needed are made into features
+    examples = trained.load(data, "train", limit=limit, seed=seed)
+    features = trained.features(model, tokenizer, examples)
     chosen = _drawn(range(len(features)), limit, seed)
     collate = trained.collate(model, tokenizer)
     size = 1 if isinstance(task, CausalLM) else SIZE

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from lexibit import checkpoint, tasks
 from lexibit.calibration import Calibration, load_moments, of_task, of_texts
+from lexibit.checkpoint.target import no_model
 from lexibit.errors import LexibitError
 
 _TASK = "task:"
@@ -60,7 +61,7 @@ def calibrating(
         return lambda _: Calibration(gathered=gathered)
     lines = checkpoint.read_texts(Path(what), 1 << 40) if name is None else []
     if source.is_file():
-        raise LexibitError(f"{source}: only a model can be calibrated: give its folder, with config.json")
+        raise no_model(source)
     tokenizer = checkpoint.load_tokenizer(source)
 
     def calibrate(model: PreTrainedModel) -> Calibration:
