@@ -173,11 +173,12 @@ def random_weight():
         seed=0,
         extra=(0, 0),
         mask=False,
+        outliers=0,
     ):
         rows, columns = matrix_shape(shape)
         block = Groups.parse(groups, (rows + extra[0], columns + extra[1])).block
         form = LevelForm(form)
-        spec = WeightSpec(shape, bits, block, form, levels_dtype, "float32", "random", extra, mask)
+        spec = WeightSpec(shape, bits, block, form, levels_dtype, "float32", "random", extra, mask, outliers)
         generator = torch.Generator().manual_seed(seed)
         codes = torch.randint(
             0, 2**bits, (spec.groups.rows, spec.groups.columns), generator=generator, dtype=torch.uint8
@@ -186,8 +187,15 @@ def random_weight():
         own = rows if extra[0] else columns
         origins = torch.randint(0, max(own, 1), (sum(extra),), generator=generator, dtype=torch.int32)
         zero = torch.rand(shape, generator=generator) < 0.3
+        places = torch.randperm(rows * columns, generator=generator)[:outliers].sort().values
+        added = places, torch.randn(outliers, generator=generator).half()
         return CodebookWeight.from_codes(
-            spec, codes, levels.to(dtype), origins if any(extra) else None, zero if mask else None
+            spec,
+            codes,
+            levels.to(dtype),
+            origins if any(extra) else None,
+            zero if mask else None,
+            added if outliers else None,
         )
 
     return make

@@ -100,6 +100,12 @@ def decode_by_hand(path, name):
     if record["mask"]:
         bits_set = np.unpackbits(np.frombuffer(part[name + "_mask"], np.uint8), bitorder="little")
         out = np.where(bits_set[: rows * columns].reshape(rows, columns), 0, out)
+    if record["outliers"]:
+        place, out = -1, out.copy()
+        values = np.frombuffer(part[name + "_outliers"], "<f2")
+        for gap, value in zip(np.frombuffer(part[name + "_outlier_gaps"], "<u2"), values, strict=True):
+            place += int(gap) + 1
+            out.reshape(-1)[place] += out.dtype.type(value)
     return out.reshape(shape)
 
 
@@ -128,6 +134,7 @@ def weights(draw, dtypes=("float32", "float64")):
         "toy",
         extra,
         draw(st.booleans()),
+        draw(st.integers(0, min(rows * columns, 4))),
     )
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     stored = (spec.groups.rows, spec.groups.columns) if any(extra) else shape
@@ -140,7 +147,12 @@ def weights(draw, dtypes=("float32", "float64")):
         origins = torch.from_numpy(rng.integers(0, own, sum(extra), dtype=np.int32))
     if spec.mask:
         zero = torch.from_numpy(rng.integers(0, 2, shape, dtype=np.uint8)).bool()
-    return CodebookWeight.from_codes(spec, codes, levels, origins, zero), codes
+    added = None
+    if spec.outliers:
+        places = np.sort(rng.permutation(rows * columns)[: spec.outliers])
+        values = torch.from_numpy(rng.normal(size=spec.outliers)).half().to(levels.dtype)
+        added = torch.from_numpy(places), values
+    return CodebookWeight.from_codes(spec, codes, levels, origins, zero, added), codes
 
 
 @contextmanager
@@ -154,9 +166,8 @@ def example_tensors():
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(5, 7, generator=generator)
     second = torch.randn(4, 6, generator=generator)
-    third = Recipe(
-        "ocs", 2, "row", {"ratio": 0.5, "clip": "mse", "affine": True}, importance="E=1,P=0.2,mask"
-    )
+    options = {"ratio": 0.5, "clip": "mse", "affine": True}
+    third = Recipe("ocs", 2, "row", options, importance="E=1,P=0.2,mask", outliers=0.1)
     return {
         "third.weight": quantize_tensor(first, third),
         "first.weight": quantize_tensor(first, Recipe(scheme="linear", bits=3, groups="rows:2")),
@@ -225,6 +236,7 @@ def test_the_file_holds_what_the_formula_says_and_nothing_more(made):
     assert header["w"] == {"dtype": "U8", "shape": [expected]} | {"data_offsets": header["w"]["data_offsets"]}
     expected += groups * WIDTH[spec.form](spec.bits) * ITEMSIZE[spec.levels_dtype] + 4 * sum(spec.extra)
     expected += ceil(prod(spec.shape) / 8) if spec.mask else 0
+    expected += 4 * spec.outliers
     assert len(body) == expected == spec.nbytes == weight.nbytes
 
 
@@ -239,6 +251,8 @@ def test_plain_safetensors_reads_the_file_with_the_documented_keys_and_dtypes(pa
         "third.weight_levels": ("float32", (5, 2)),
         "third.weight_origins": ("int32", (4,)),
         "third.weight_mask": ("uint8", (5,)),
+        "third.weight_outliers": ("float16", (4,)),
+        "third.weight_outlier_gaps": ("uint16", (4,)),
         "first.bias": ("float32", (5,)),
     }
     with safe_open(packed, "np") as file:
@@ -246,7 +260,7 @@ def test_plain_safetensors_reads_the_file_with_the_documented_keys_and_dtypes(pa
     assert set(metadata) == {"lexibit"}
     document = json.loads(metadata["lexibit"])
     assert set(document) == {"format", "weights"}
-    assert document["format"] == 2
+    assert document["format"] == 3
     assert document["weights"]["first.weight"] == {
         "shape": [5, 7],
         "bits": 3,
@@ -257,9 +271,11 @@ def test_plain_safetensors_reads_the_file_with_the_documented_keys_and_dtypes(pa
         "scheme": "linear",
         "extra": [0, 0],
         "mask": False,
+        "outliers": 0,
     }
     assert document["weights"]["third.weight"]["extra"] == [0, 4]
     assert document["weights"]["third.weight"]["mask"] is True
+    assert document["weights"]["third.weight"]["outliers"] == 4
     assert document["weights"]["second.weight"]["form"] == "symmetric"
     assert document["weights"]["second.weight"]["block"] == [1, 4]
 
@@ -307,29 +323,61 @@ def test_a_plain_tensor_that_is_called_like_the_levels_is_refused_not_overwritte
 # older versions --------------------------------------------------------------------------------------
 
 
-def golden(shape, bits, groups, form, levels_dtype, dtype):
+def golden(shape, bits, groups, form, levels_dtype, dtype, extra=(0, 0), mask=False, outliers=0):
     """The weights in the golden files: codes and levels that count through their values."""
+    stored = (shape[0] + extra[0], shape[1] + extra[1]) if any(extra) else shape
+    block = Groups.parse(groups, stored).block
     spec = WeightSpec(
-        shape, bits, Groups.parse(groups, shape).block, LevelForm(form), levels_dtype, dtype, "golden"
+        shape, bits, block, LevelForm(form), levels_dtype, dtype, "golden", extra, mask, outliers
     )
-    codes = (torch.arange(prod(shape)) * 7 % 2**bits).to(torch.uint8).view(shape)
+    codes = (torch.arange(prod(stored)) * 7 % 2**bits).to(torch.uint8).view(stored)
     levels = ((torch.arange(prod(spec.levels_shape)) * 5 % 11 - 5) / 8).view(spec.levels_shape)
-    return CodebookWeight.from_codes(spec, codes, levels.to(getattr(torch, dtype)))
+    levels = levels.to(getattr(torch, dtype))
+    origins = (torch.arange(sum(extra)) * 3 % shape[0 if extra[0] else 1]).int() if any(extra) else None
+    zero = torch.arange(prod(shape)).view(shape) % 3 == 0 if mask else None
+    added = (torch.arange(outliers) * 5 + 1, (torch.arange(outliers) - 2.5) / 4) if outliers else None
+    return CodebookWeight.from_codes(spec, codes, levels, origins, zero, added)
 
 
-def test_a_file_of_version_1_is_read_as_it_was_written():
-    found = read_one(GOLDEN / "format-1.safetensors")
-    expected = {
+GOLDEN_WEIGHTS = {
+    1: {
         "table.weight": golden((5, 7), 3, "rows:2", "table", "float32", "float32"),
         "uniform.weight": golden((4, 6), 4, "columns:4", "uniform", "float16", "float32"),
         "binary.weight": golden((3, 4, 5), 2, "row", "binary", "bfloat16", "bfloat16"),
-    }
+    },
+    2: {
+        "table.weight": golden((5, 7), 3, "rows:2", "table", "float32", "float32"),
+        "symmetric.weight": golden((4, 6), 4, "columns:4", "symmetric", "float16", "float32"),
+        "affine.weight": golden((3, 4, 5), 2, "row", "affine", "bfloat16", "bfloat16"),
+        "split.weight": golden((4, 5), 3, "row", "affine", "float16", "float32", (0, 2)),
+        "stretched.weight": golden((4, 5), 2, "matrix", "table", "float32", "float32", (3, 0)),
+        "masked.weight": golden((3, 7), 1, "row", "binary", "float32", "float32", mask=True),
+    },
+    3: {
+        "table.weight": golden((5, 7), 3, "rows:2", "table", "float32", "float32"),
+        "split.weight": golden((4, 5), 3, "row", "affine", "float16", "float32", (0, 2), outliers=3),
+        "masked.weight": golden((3, 7), 1, "row", "binary", "bfloat16", "bfloat16", mask=True, outliers=4),
+    },
+}
+
+
+@pytest.mark.parametrize("version", GOLDEN_WEIGHTS)
+def test_a_file_of_every_version_is_read_as_it_was_written(version):
+    found = read_one(GOLDEN / f"format-{version}.safetensors")
+    expected = GOLDEN_WEIGHTS[version]
     assert set(found) == {*expected, "bias"}
     assert torch.equal(found["bias"], torch.arange(5) / 4)
     for name, weight in expected.items():
         assert found[name].spec == weight.spec
-        assert torch.equal(found[name].codes, weight.codes)
+        for part in weight.spec.parts:
+            assert torch.equal(getattr(found[name], part), getattr(weight, part))
         assert torch.equal(found[name].decode(), weight.decode())
+
+
+def test_the_newest_golden_file_is_what_is_written(tmp_path):
+    path = tmp_path / "new.safetensors"
+    format.write(path, GOLDEN_WEIGHTS[format.VERSION] | {"bias": torch.arange(5) / 4})
+    assert path.read_bytes() == (GOLDEN / f"format-{format.VERSION}.safetensors").read_bytes()
 
 
 def test_a_record_of_version_1_has_nothing_of_version_2(tmp_path):
@@ -337,6 +385,7 @@ def test_a_record_of_version_1_has_nothing_of_version_2(tmp_path):
     for changes, said in (
         ({"extra": [0, 0]}, "extra"),
         ({"mask": False}, "mask"),
+        ({"outliers": 0}, "outliers"),
         ({"form": "symmetric"}, "form"),
         ({"form": "affine"}, "form"),
     ):
@@ -517,7 +566,7 @@ def test_levels_of_another_shape_or_dtype_are_refused(packed, levels):
     refused(packed, "first.weight_levels", str(packed), str(list(levels.shape)))
 
 
-@pytest.mark.parametrize("version", [0, 3, 1.5, "1", None, True, [1]])
+@pytest.mark.parametrize("version", [0, 4, 1.5, "1", None, True, [1]])
 def test_another_format_version_is_refused(packed, version):
     change_index(packed, lambda document: document.update(format=version))
     assert "install" in refused(packed, str(packed), "version", repr(version))

@@ -36,13 +36,13 @@ CORRECTIONS = [
     {"mask": True},
     {"extra": (0, 5), "mask": True},
     {"extra": (1, 0), "mask": True},
+    {"outliers": 4},
+    {"extra": (0, 2), "mask": True, "outliers": 3},
 ]
 
 
 def stored(weight: CodebookWeight) -> tuple[object, ...]:
-    spec = weight.spec
-    layout = list(spec.shape), spec.bits, list(spec.block), spec.form.value, list(spec.extra)
-    return weight.codes, weight.levels, weight.origins, weight.mask, *layout
+    return tuple(weight.stored())
 
 
 def check(operator: object, *arguments: object) -> None:

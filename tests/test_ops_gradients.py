@@ -37,13 +37,13 @@ CORRECTIONS = [
     {"mask": True},
     {"extra": (0, 5), "mask": True},
     {"extra": (2, 0), "mask": True},
+    {"outliers": 5},
+    {"extra": (0, 2), "outliers": 3},
 ]
 
 
 def stored(weight: CodebookWeight) -> tuple[Any, ...]:
-    spec = weight.spec
-    layout = list(spec.shape), spec.bits, list(spec.block), spec.form.value, list(spec.extra)
-    return weight.codes, weight.levels, weight.origins, weight.mask, *layout
+    return tuple(weight.stored())
 
 
 def gathered(weight: CodebookWeight, levels: Tensor) -> Tensor:
@@ -71,6 +71,11 @@ def gathered(weight: CodebookWeight, levels: Tensor) -> Tensor:
             whole = whole + at * full[:, columns + extra, None]
     if weight.mask is not None:
         whole = whole * (weight.decode() != 0).reshape(rows, columns)
+    if weight.gaps is not None and weight.outliers is not None:
+        place = -1
+        for gap, added in zip(weight.gaps.tolist(), weight.outliers.tolist(), strict=True):
+            place += gap + 1
+            whole = whole + added * (torch.arange(rows * columns) == place).view(rows, columns)
     return whole.reshape(spec.shape)
 
 

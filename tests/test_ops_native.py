@@ -21,7 +21,7 @@ from lexibit.groups import Groups
 from lexibit.levels import LevelForm
 from lexibit.ops import native, reference
 from lexibit.ops.reference import Stored
-from lexibit.packing import pack
+from lexibit.packing import pack, pack_places
 
 Make = Callable[..., CodebookWeight]
 KERNELS = [name for name in native.available() if name != "reference"]
@@ -50,11 +50,16 @@ def weights(draw: st.DrawFn) -> Stored:
     codes = torch.randint(1 << bits, (groups.rows, groups.columns), generator=generator, dtype=torch.uint8)
     own = rows if extra[0] else columns
     zero = torch.rand(rows, columns, generator=generator) < 0.2
+    count = draw(st.sampled_from([0, 0, 1, 7]))
+    places = torch.randperm(rows * columns, generator=generator)[:count].sort().values
+    count = len(places)
     return Stored(
         pack(codes, bits),
         torch.randn(groups.count, form.width(bits), generator=generator),
         torch.randint(own, (sum(extra),), generator=generator, dtype=torch.int32) if any(extra) else None,
         pack(zero.to(torch.uint8), 1) if draw(st.booleans()) else None,
+        torch.randn(count, generator=generator) if count else None,
+        pack_places(places) if count else None,
         [rows, columns],
         bits,
         list(groups.block),
@@ -193,6 +198,23 @@ def test_wrong_inputs_are_told_and_nothing_is_read_behind_the_end(random_weight:
         native.decode(stored._replace(origins=torch.tensor([0, 11], dtype=torch.int32)))
 
 
+def test_outliers_behind_the_end_are_told(random_weight: Make) -> None:
+    stored = random_weight((7, 11), 3, "row", outliers=3).stored()
+    far = torch.tensor([0, 70, 5], dtype=torch.uint16)  # the last is weight 77 of 77
+    x = torch.randn(2, 11)
+    for wrong, error in (
+        ({"gaps": far}, IndexError),
+        ({"gaps": far[:2]}, ValueError),
+        ({"gaps": None}, ValueError),
+        ({"gaps": far.int()}, TypeError),
+        ({"outliers": None}, ValueError),
+    ):
+        with pytest.raises(error):
+            native.linear(x, stored._replace(**wrong), None, False)
+        with pytest.raises(error):
+            native.decode(stored._replace(**wrong))
+
+
 def test_gradients_are_those_of_the_reference(random_weight: Make) -> None:
     weight = random_weight((33, 13), 3, "row")
     levels = weight.train_levels()
@@ -247,7 +269,8 @@ def test_memory_that_ends_in_a_thread_is_an_error() -> None:
         "from lexibit.ops.reference import Stored\n"
         "columns = 1 << 22\n"
         "codes, levels = torch.zeros(16 * columns // 8, dtype=torch.uint8), torch.zeros(1, 2)\n"
-        "weight = Stored(codes, levels, None, None, [16, columns], 1, [16, columns], 'table', [0, 0])\n"
+        "nothing = [None] * 4\n"
+        "weight = Stored(codes, levels, *nothing, [16, columns], 1, [16, columns], 'table', [0, 0])\n"
         "x = torch.ones(8, columns)\n"
         "torch.set_num_threads(2)\n"
         "torch.ones(1 << 20).exp()\n"

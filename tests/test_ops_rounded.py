@@ -17,7 +17,7 @@ from lexibit.groups import Groups
 from lexibit.levels import LevelForm
 from lexibit.ops import native, reference
 from lexibit.ops.reference import ACTIVATIONS, Stored
-from lexibit.packing import pack
+from lexibit.packing import pack, pack_places
 
 Make = Callable[..., CodebookWeight]
 ROUNDED = ("int8", "bfloat16")
@@ -52,10 +52,15 @@ def exact(x: Tensor, weight: Stored, bias: Tensor | None, compute: str) -> tuple
         table = reference.rounded_levels(weight.table())
     else:
         rounded, scale, table = x.bfloat16().float(), torch.ones(1), weight.table().bfloat16().float()
-    levels = weight._replace(levels=table, form=LevelForm.TABLE.value)
+    levels = weight._replace(levels=table, form=LevelForm.TABLE.value, outliers=None, gaps=None)
     decoded, whole = reference.decode(levels).double(), rounded.double()
     added = torch.zeros(1) if bias is None else bias.double()
     size = (whole.abs().sum(-1, keepdim=True) * table.double().abs().max()) * scale + added.abs()
+    if weight.outliers is not None:  # as they are
+        exactly = weight._replace(outliers=weight.outliers.double())
+        beside = reference.add_outliers(torch.zeros_like(decoded), exactly)
+        added = added + x.double() @ beside.t()
+        size = size + x.abs().double() @ beside.abs().t()
     return whole @ decoded.t() * scale.double() + added, size
 
 
@@ -94,7 +99,10 @@ def products(draw: st.DrawFn) -> tuple[Tensor, Stored, Tensor | None]:
     codes = torch.randint(1 << bits, (rows, columns), generator=generator, dtype=torch.uint8)
     levels = torch.randn(groups.count, form.width(bits), generator=generator)
     layout = [rows, columns], bits, list(groups.block), form.value, [0, 0]
-    weight = Stored(pack(codes, bits), levels, None, None, *layout)
+    count = draw(st.sampled_from([0, 0, min(3, rows * columns)]))
+    places = torch.randperm(rows * columns, generator=generator)[:count].sort().values
+    added = (torch.randn(count, generator=generator), pack_places(places)) if count else (None, None)
+    weight = Stored(pack(codes, bits), levels, None, None, *added, *layout)
     tokens = draw(st.sampled_from([0, *range(1, 20), 31]))
     x = torch.randn(tokens, columns, generator=generator)
     return x, weight, torch.randn(rows, generator=generator) if draw(st.booleans()) else None
@@ -125,8 +133,7 @@ def test_activations_are_right_everywhere(activation: str, compute: str) -> None
     weight = Stored(
         torch.tensor([0b01], dtype=torch.uint8),
         torch.tensor([[0.0, 1.0]]),
-        None,
-        None,
+        *[None] * 4,
         [1, 1],
         1,
         [1, 1],
@@ -219,7 +226,7 @@ def test_very_long_rows_do_not_overflow(compute: str) -> None:
     columns = 70_000
     codes = pack(torch.ones(1, columns, dtype=torch.uint8), 1)
     weight = Stored(
-        codes, torch.tensor([[-1.0, 1.0]]), None, None, [1, columns], 1, [1, columns], "table", [0, 0]
+        codes, torch.tensor([[-1.0, 1.0]]), *[None] * 4, [1, columns], 1, [1, columns], "table", [0, 0]
     )
     for tokens in (1, 9):
         found = ops.linear_rounded(torch.ones(tokens, columns), None, *weight, "none", compute)

@@ -28,6 +28,8 @@ CORRECTIONS = [
     {"mask": True},
     {"extra": (0, 9), "mask": True},
     {"extra": (1, 0), "mask": True},
+    {"outliers": 4},
+    {"extra": (0, 2), "mask": True, "outliers": 3},
 ]
 
 
@@ -43,6 +45,13 @@ def level(weight: CodebookWeight, group: int, code: int) -> float:
     if weight.spec.form is LevelForm.UNIFORM:
         return stored[0] * (code + stored[1])
     return sum(s if code >> j & 1 else -s for j, s in enumerate(stored))
+
+
+def outliers(weight: CodebookWeight) -> tuple[list[int], list[float]]:
+    """What lies between a weight's outliers, and what they add."""
+    if weight.gaps is None or weight.outliers is None:
+        return [], []
+    return weight.gaps.tolist(), weight.outliers.double().tolist()
 
 
 def naive_decode(weight: CodebookWeight) -> torch.Tensor:
@@ -62,6 +71,10 @@ def naive_decode(weight: CodebookWeight) -> torch.Tensor:
             if not zero >> (int(to_row) * own_columns + int(to_column)) & 1:
                 group = r // height * -(-columns // width) + c // width
                 values[to_row, to_column] += level(weight, group, code)
+    place = -1
+    for gap, added in zip(*outliers(weight), strict=True):
+        place += gap + 1
+        values.view(-1)[place] += added
     return values.view(shape)
 
 
@@ -108,7 +121,7 @@ def test_extra_channels_are_added_to_their_origins_and_a_mask_makes_zeros(
         assert decoded.shape == weight.shape == shape
         assert decoded.is_contiguous()
         torch.testing.assert_close(decoded.double(), naive_decode(weight), rtol=1e-5, atol=1e-5)
-        if "mask" in corrections:
+        if "mask" in corrections and "outliers" not in corrections:
             assert (decoded == 0).any()
 
 
@@ -117,11 +130,13 @@ def test_the_bytes_of_corrections_count(random_weight: Make, corrections: dict[s
     weight = random_weight((5, 7), 3, "row", "binary", **corrections)
     extra = corrections.get("extra", (0, 0))
     stored = weight.tensors("w")
-    assert stored.keys() - {"w", "w_levels"} == {f"w_{name}" for name in ("origins", "mask")} - (
-        set() if any(extra) and "mask" in corrections else {"w_mask"} if any(extra) else {"w_origins"}
-    )
+    added = corrections.get("outliers", 0)
+    beside = {"w_origins"} if any(extra) else set()
+    beside |= {"w_mask"} if "mask" in corrections else set()
+    beside |= {"w_outliers", "w_outlier_gaps"} if added else set()
+    assert stored.keys() - {"w", "w_levels"} == beside
     codes = -(-(5 + extra[0]) * (7 + extra[1]) * 3 // 8)
-    size = codes + 4 * 3 * (5 + extra[0]) + 4 * sum(extra) + (5 if "mask" in corrections else 0)
+    size = codes + 4 * 3 * (5 + extra[0]) + 4 * sum(extra) + (5 if "mask" in corrections else 0) + 4 * added
     assert weight.nbytes == size
     assert weight.bits_per_weight == pytest.approx(8 * size / 35)
     assert sum(t.numel() * t.element_size() for t in stored.values()) == size
@@ -201,6 +216,7 @@ def test_a_record_is_plain_json(random_weight: Make) -> None:
         "scheme": "random",
         "extra": [0, 0],
         "mask": False,
+        "outliers": 0,
     }
     tuples = {field: tuple(record[field]) for field in ("shape", "block", "extra")}
     again = WeightSpec(**record | tuples | {"form": spec.form})

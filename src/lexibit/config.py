@@ -13,6 +13,7 @@ from lexibit import importance, schemes
 from lexibit.errors import LexibitError, unknown
 from lexibit.groups import Groups
 from lexibit.importance import Magnitude
+from lexibit.outliers import LEAST, MOST
 from lexibit.packing import MAX_BITS, MIN_BITS
 
 METHOD = "lexibit"
@@ -22,7 +23,7 @@ LEVELS_DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one weight is quantized: scheme, its options, bits, groups, dtype of the stored levels, importance.
+    """How one weight is quantized: scheme, its options, bits, groups, dtype of levels, importance, outliers.
 
     ``groups="auto"`` becomes what the scheme uses by itself.
     """
@@ -33,6 +34,7 @@ class Recipe:
     options: Mapping[str, Any] | None = None
     levels_dtype: str = "float32"
     importance: str | None = None
+    outliers: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what no weight could be quantized with."""
@@ -46,6 +48,11 @@ class Recipe:
             raise LexibitError(f"scheme must be a name like 'kmeans', not {self.scheme!r}")
         if not isinstance(self.groups, str):
             raise LexibitError(f"groups must be text like 'row' or 'rows:6', not {self.groups!r}")
+        share = self.outliers
+        if isinstance(share, bool) or not isinstance(share, int | float):
+            raise LexibitError(f"outliers must be a share of a weight like 0.001, not {share!r}")
+        if share and not LEAST <= share <= MOST:
+            raise LexibitError(f"outliers must be 0, or a share from {LEAST} to {MOST}, not {share}")
         fitting = self.fitting()
         if self.groups == AUTO:
             object.__setattr__(self, "groups", fitting.groups)
@@ -84,14 +91,16 @@ class LexibitConfig(QuantizationConfigMixin):
         levels_dtype: in what the levels are stored: ``float32``, ``float16`` or ``bfloat16``.
         importance: how much each weight's error counts, for schemes that weigh errors: by magnitude, like
             ``"E=1,C=0.999,P=0.05"``, or ``"FILE.safetensors"`` (see :mod:`lexibit.importance`).
+        outliers: the share of a weight, like 0.001, that keeps what its codes lose, in float16: 32 bits for
+            each of these (see :mod:`lexibit.outliers`).
         embeddings: whether embeddings are quantized too.
         heads: whether task heads (classifier, score, qa_outputs, ...) are quantized too.
         include: patterns; if any are given, only weights that match one are quantized.
         exclude: patterns of weights that stay in full precision, whatever else is said.
         parameters: patterns of bare parameters (of two axes or more) to quantize as well.
         rules: ``{pattern: {"bits": 8, ...}}``: weights that match use these values of scheme, bits,
-            groups, options, levels_dtype and importance instead; of two rules that match, the later counts.
-            See :meth:`recipe`.
+            groups, options, levels_dtype, importance and outliers instead; of two rules that match, the later
+            counts. See :meth:`recipe`.
         seed: of every random choice.
 
     Patterns are shell patterns (``*``, ``?``, ``[...]``) on the full name of a weight, with or without
@@ -109,6 +118,7 @@ class LexibitConfig(QuantizationConfigMixin):
         options: Mapping[str, Any] | None = None,
         levels_dtype: str = "float32",
         importance: str | None = None,
+        outliers: float = 0.0,
         embeddings: bool = True,
         heads: bool = False,
         include: Sequence[str] = (),
@@ -141,6 +151,7 @@ class LexibitConfig(QuantizationConfigMixin):
         self.options = _settings("options", options)
         self.levels_dtype = levels_dtype
         self.importance = importance
+        self.outliers = outliers
         self.embeddings = embeddings
         self.heads = heads
         self.include = list(include)

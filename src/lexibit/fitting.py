@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lexibit import importance as importances
-from lexibit import refine, schemes
+from lexibit import outliers, refine, schemes
 from lexibit.config import LexibitConfig, Recipe
 from lexibit.errors import LexibitError
 from lexibit.groups import matrix_shape
@@ -117,7 +117,7 @@ def _quantize(
     elif isinstance(source, importances.Magnitude):
         found, pruned = source.of(values)
     if moments is None or values.numel() == 0:
-        choice = scheme.choose(values, spec.groups, spec.bits, found, seed, axis)
+        choice = outliers.choose(scheme, values, spec, found, seed, axis)
         return _packed(name, spec, choice, pruned, weight), None
     if found is not None or source is not None:
         raise LexibitError(
@@ -134,7 +134,7 @@ def _packed(
 ) -> CodebookWeight:
     """What was chosen as it will be stored and computed with, on the weight's device."""
     stored = choice.levels.to(getattr(torch, spec.levels_dtype)).to(weight.dtype)
-    packed = CodebookWeight.from_codes(spec, choice.codes, stored, choice.origins, pruned)
+    packed = CodebookWeight.from_codes(spec, choice.codes, stored, choice.origins, pruned, choice.outliers)
     reach = _reach(spec, stored, choice.origins)
     if reach >= torch.finfo(weight.dtype).max and not packed.decode().isfinite().all():
         # a scale that was rounded up may carry the largest weight over the end of its dtype
@@ -144,7 +144,9 @@ def _packed(
         if not packed.decode().isfinite().all():
             raise _does_not_fit(name, spec, reach)
     elif _drowned(spec, choice.levels, stored):
-        exact = CodebookWeight.from_codes(spec, choice.codes, choice.levels, choice.origins, pruned).decode()
+        exact = CodebookWeight.from_codes(
+            spec, choice.codes, choice.levels, choice.origins, pruned, choice.outliers
+        ).decode()
         values = weight.detach().cpu().double()
         lost, had = ((w.double() - values).square().sum() for w in (packed.decode(), exact))
         if lost > 1.1 * had + 1e-6 * values.square().sum():

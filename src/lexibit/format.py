@@ -22,11 +22,11 @@ from lexibit.config import LEVELS_DTYPES
 from lexibit.errors import FormatError
 from lexibit.groups import matrix_shape
 from lexibit.levels import LevelForm
-from lexibit.packing import MAX_BITS, MIN_BITS
-from lexibit.weight import CodebookWeight, WeightSpec
+from lexibit.packing import MAX_BITS, MIN_BITS, unpack_places
+from lexibit.weight import COMPUTED, CodebookWeight, WeightSpec
 
 KEY = "lexibit"
-VERSION = 2
+VERSION = 3
 
 # Limits of the format, each far above any model and far below harm.
 MAX_AXES = 8
@@ -36,9 +36,10 @@ DTYPES = ("float64", *LEVELS_DTYPES)
 _DAMAGED = "the file was changed or damaged, copy or download it again"
 _FIELDS_1 = {"shape", "bits", "block", "form", "levels_dtype", "dtype", "scheme"}
 _FORMS_1 = [LevelForm.TABLE, LevelForm.UNIFORM, LevelForm.BINARY]
+_FIELDS_2 = _FIELDS_1 | {"extra", "mask"}
 # what a record holds and what forms its levels may have, by version
-_FIELDS = {1: _FIELDS_1, 2: _FIELDS_1 | {"extra", "mask"}}
-_FORMS = {1: _FORMS_1, 2: list(LevelForm)}
+_FIELDS = {1: _FIELDS_1, 2: _FIELDS_2, 3: _FIELDS_2 | {"outliers"}}
+_FORMS = {1: _FORMS_1, 2: list(LevelForm), 3: list(LevelForm)}
 
 # The floating-point dtypes of safetensors files that can be quantized.
 TORCH_DTYPES = {
@@ -47,7 +48,11 @@ TORCH_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-_SAFETENSORS = {dtype: name for name, dtype in TORCH_DTYPES.items()} | {torch.uint8: "U8", torch.int32: "I32"}
+_SAFETENSORS = {dtype: name for name, dtype in TORCH_DTYPES.items()} | {
+    torch.uint8: "U8",
+    torch.uint16: "U16",
+    torch.int32: "I32",
+}
 
 Index = dict[str, WeightSpec]
 
@@ -93,7 +98,8 @@ def read(paths: Iterable[Path]) -> dict[str, Tensor | CodebookWeight]:
     weights = {}
     for name, spec in index.items():
         parts = {part: plain.pop(key) for part, key in spec.keys(name).items()}
-        parts["levels"] = parts["levels"].to(getattr(torch, spec.dtype))
+        for part in COMPUTED & parts.keys():
+            parts[part] = parts[part].to(getattr(torch, spec.dtype))
         weights[name] = assemble(paths[0].parent, name, spec, parts)
     return plain | weights
 
@@ -102,15 +108,16 @@ def assemble(where: Path, name: str, spec: WeightSpec, parts: Mapping[str, Tenso
     """A weight from its parts, loaded from ``where``, checked for what a header cannot show.
 
     Raises:
-        FormatError: levels that are not finite, bits set behind the last code or the end of the mask, or
-            origins that the weight does not have.
+        FormatError: levels or outliers that are not finite, bits set behind the last code or the end of the
+            mask, or origins or outliers behind the end of the weight.
     """
 
     def refuse(fault: str) -> FormatError:
         return FormatError(f"{where}: {name}: {fault}: {_DAMAGED}")
 
-    if not parts["levels"].isfinite().all():
-        raise refuse("some of its levels are NaN or infinite")
+    for part in COMPUTED & parts.keys():
+        if not parts[part].isfinite().all():
+            raise refuse(f"some of its {part} are NaN or infinite")
     groups = spec.groups
     if _bits_behind(parts["codes"], groups.rows * groups.columns * spec.bits):
         raise refuse("bits are set behind its last code")
@@ -121,6 +128,8 @@ def assemble(where: Path, name: str, spec: WeightSpec, parts: Mapping[str, Tenso
         low, high = parts["origins"].aminmax()
         if not 0 <= int(low) <= int(high) < own:
             raise refuse(f"its origins, {int(low)} to {int(high)}, are not all from 0 to {own - 1}")
+    if spec.outliers and (last := int(unpack_places(parts["gaps"])[-1])) >= prod(spec.shape):
+        raise refuse(f"its last outlier is weight {last} of {prod(spec.shape)}")
     return CodebookWeight(spec, **parts)
 
 
@@ -222,7 +231,7 @@ def _parse_spec(path: Path, version: int, name: str, item: Any) -> WeightSpec:
         missing, surplus = sorted(known - fields), sorted(fields - known)
         raise refuse(f"fields missing: {missing}, not in format version {version}: {surplus}")
     shape, bits, block = item["shape"], item["bits"], item["block"]
-    extra, mask = item.get("extra", [0, 0]), item.get("mask", False)
+    extra, mask, outliers = item.get("extra", [0, 0]), item.get("mask", False), item.get("outliers", 0)
     if (
         not _counts(shape)
         or not 2 <= len(shape) <= MAX_AXES
@@ -242,6 +251,8 @@ def _parse_spec(path: Path, version: int, name: str, item: Any) -> WeightSpec:
         raise refuse(f"extra {extra!r} is no number of rows or columns behind those of {shape}")
     if not isinstance(mask, bool):
         raise refuse(f"mask {mask!r} is neither true nor false")
+    if not _counts([outliers]) or outliers > rows * columns:
+        raise refuse(f"outliers {outliers!r} are not 0 to {rows * columns}, the number of its weights")
     rows, columns = max(rows + extra[0], 1), max(columns + extra[1], 1)
     if not (
         _counts(block)
@@ -269,6 +280,7 @@ def _parse_spec(path: Path, version: int, name: str, item: Any) -> WeightSpec:
         item["scheme"],
         (extra[0], extra[1]),
         mask,
+        outliers,
     )
 
 

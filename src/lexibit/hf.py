@@ -33,7 +33,7 @@ from lexibit.errors import FormatError, LexibitError
 from lexibit.fitting import Quantizing, install_everywhere, quantize_planned
 from lexibit.nn import install, restore_all
 from lexibit.plan import Plan, PlannedWeight, Use, storages
-from lexibit.weight import PARTS, CodebookWeight, WeightSpec
+from lexibit.weight import COMPUTED, PARTS, CodebookWeight, WeightSpec
 
 register_quantization_config(METHOD)(LexibitConfig)
 
@@ -92,7 +92,7 @@ class LexibitHfQuantizer(HfQuantizer):
             first = next(use for use in uses if use.name == name)
             self._stored.append((name, spec, uses, parameter.requires_grad))
             for part, (dtype, shape) in spec.parts.items():
-                placeholder = _placeholder(shape, parameter.dtype if part == "levels" else dtype)
+                placeholder = _placeholder(shape, parameter.dtype if part in COMPUTED else dtype)
                 # the codes stand for the weight, wherever it is used
                 for use in uses if part == "codes" else (first,):
                     use.module._parameters[use.parameter + PARTS[part]] = placeholder

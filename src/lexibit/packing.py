@@ -13,6 +13,8 @@ from torch import Tensor
 
 MIN_BITS, MAX_BITS = 1, 8
 
+MAX_GAP = (1 << 16) - 1
+
 # Eight codes of k bits fill k whole bytes: the unit in which both directions work.
 _UNIT = 8
 
@@ -58,6 +60,20 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
             code = code | (stream[:, byte + 1] << (8 - shift))
         torch.bitwise_and(code, mask, out=out[:, i])
     return out.view(-1)[:count]
+
+
+def pack_places(places: Tensor) -> Tensor:
+    """Ascending places of a few of many things, int64 ``[n]``, as what lies between them: uint16 ``[n]``.
+
+    The first number is how many things lie in front of the first place. None is more than :data:`MAX_GAP`.
+    """
+    gaps = places.diff(prepend=places.new_full((1,), -1)) - 1
+    return gaps.to(torch.uint16)
+
+
+def unpack_places(gaps: Tensor) -> Tensor:
+    """The inverse of :func:`pack_places`: int64 ``[n]``."""
+    return gaps.to(torch.int64).add_(1).cumsum(0).sub_(1)
 
 
 def unpack_rows(packed: Tensor, bits: int, columns: int, rows: Tensor) -> Tensor:

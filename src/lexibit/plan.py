@@ -361,6 +361,7 @@ def spec_of(
         scheme=recipe.scheme,
         extra=extra,
         mask=isinstance(weighing, Magnitude) and weighing.mask,
+        outliers=round(recipe.outliers * rows * columns),
     )
 
 

@@ -15,10 +15,19 @@ from lexibit.errors import LexibitError
 from lexibit.groups import Groups, matrix_shape
 from lexibit.levels import LevelForm
 from lexibit.ops.reference import Stored
-from lexibit.packing import pack, packed_bytes, unpack
+from lexibit.packing import pack, pack_places, packed_bytes, unpack
 
 # What may be stored of a weight: each part, and what its key has behind the weight's name.
-PARTS = {"codes": "", "levels": "_levels", "origins": "_origins", "mask": "_mask"}
+PARTS = {
+    "codes": "",
+    "levels": "_levels",
+    "origins": "_origins",
+    "mask": "_mask",
+    "outliers": "_outliers",
+    "gaps": "_outlier_gaps",
+}
+COMPUTED = {"levels", "outliers"}
+"""The parts that are in the dtype in which the weight is decoded, once they are loaded."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,7 @@ class WeightSpec:
         extra: how many rows and columns are stored behind the weight's own, each to be added to one of
             those, its origin; at least one of the two numbers is 0.
         mask: whether a bit a weight says which weights are exactly zero.
+        outliers: to how many weights a number in float16 is added, each its own.
     """
 
     shape: tuple[int, ...]
@@ -47,6 +57,7 @@ class WeightSpec:
     scheme: str
     extra: tuple[int, int] = (0, 0)
     mask: bool = False
+    outliers: int = 0
 
     @property
     def groups(self) -> Groups:
@@ -81,6 +92,9 @@ class WeightSpec:
             parts["origins"] = (torch.int32, (sum(self.extra),))
         if self.mask:
             parts["mask"] = (torch.uint8, (packed_bytes(prod(self.shape), 1),))
+        if self.outliers:
+            parts["outliers"] = (torch.float16, (self.outliers,))
+            parts["gaps"] = (torch.uint16, (self.outliers,))
         return parts
 
     def keys(self, name: str) -> dict[str, str]:
@@ -120,6 +134,8 @@ class CodebookWeight(nn.Module):
         levels: ``spec.levels_shape``, in the dtype in which the weight is decoded.
         origins: for each extra row or column, the one it is added to: int32; None without any.
         mask: packed bits, 1 for a weight that is zero: uint8; None without one.
+        outliers: what is added to a few weights, in the dtype of the levels; None without any.
+        gaps: how many weights lie in front of each of these, behind the one before it: uint16.
         compute: what products are computed with, of :data:`lexibit.ops.COMPUTE`; it is not stored.
     """
 
@@ -130,6 +146,8 @@ class CodebookWeight(nn.Module):
     levels: Tensor
     origins: Tensor | None
     mask: Tensor | None
+    outliers: Tensor | None
+    gaps: Tensor | None
 
     def __init__(
         self,
@@ -138,10 +156,12 @@ class CodebookWeight(nn.Module):
         levels: Tensor,
         origins: Tensor | None = None,
         mask: Tensor | None = None,
+        outliers: Tensor | None = None,
+        gaps: Tensor | None = None,
     ) -> None:
         """Hold the parts that ``spec.parts`` tells of.
 
-        The levels may come in another dtype than the stored one: they are computed with as they are.
+        Levels and outliers may come in another dtype than the stored one: they are computed with as they are.
         """
         super().__init__()
         self.spec = spec
@@ -149,13 +169,15 @@ class CodebookWeight(nn.Module):
         self._layout = (list(spec.shape), spec.bits, list(spec.block), spec.form.value, list(spec.extra))
         # whether the float weight was trained: codes have no gradient, but a dequantized model has again
         self.requires_grad = False
-        given = {"codes": codes, "levels": levels, "origins": origins, "mask": mask}
+        given = dict(zip(PARTS, (codes, levels, origins, mask, outliers, gaps), strict=True))
         for part, tensor in given.items():
             dtype, shape = spec.parts.get(part, (None, None))
             if (tensor is None) != (shape is None):
                 fault = "are missing" if tensor is None else "have no place"
                 raise LexibitError(f"{part} {fault} in {spec}")
-            if tensor is not None and (tensor.shape != shape or (part != "levels" and tensor.dtype != dtype)):
+            if tensor is not None and (
+                tensor.shape != shape or (part not in COMPUTED and tensor.dtype != dtype)
+            ):
                 raise LexibitError(
                     f"{part} are {tensor.dtype} {list(tensor.shape)}, must be {dtype} {list(shape or ())}"
                 )
@@ -169,10 +191,17 @@ class CodebookWeight(nn.Module):
         levels: Tensor,
         origins: Tensor | None = None,
         zero: Tensor | None = None,
+        outliers: tuple[Tensor, Tensor] | None = None,
     ) -> CodebookWeight:
-        """Pack plain ``codes`` (uint8, the stored matrix) and ``zero`` (bool, where the weight is zero)."""
+        """Pack plain ``codes`` (uint8, the stored matrix) and ``zero`` (bool, where the weight is zero).
+
+        ``outliers`` are the places (int64, ascending) of some weights and what is added to them.
+        """
         mask = None if zero is None else pack(zero.to(torch.uint8), 1)
-        return cls(spec, pack(codes, spec.bits), levels, origins, mask)
+        gaps = values = None
+        if outliers is not None:
+            gaps, values = pack_places(outliers[0]), outliers[1].to(levels.dtype)
+        return cls(spec, pack(codes, spec.bits), levels, origins, mask, values, gaps)
 
     @property
     def shape(self) -> torch.Size:
@@ -261,12 +290,21 @@ class CodebookWeight(nn.Module):
         """What the operators take a weight as."""
         own: Any = self._buffers
         if "levels" not in own or "codes" not in own:  # trained, or in a replica whose tensors are attributes
-            return Stored(self.codes, self.levels, self.origins, self.mask, *self._layout)
+            codes, levels, *others = (getattr(self, part) for part in PARTS)
+            return Stored(codes, levels, *others, *self._layout)  # type: ignore[call-arg]
         # what __getattr__ would find, in a fraction of the time
-        return Stored(own["codes"], own["levels"], own["origins"], own["mask"], *self._layout)
+        return Stored(
+            own["codes"],
+            own["levels"],
+            own["origins"],
+            own["mask"],
+            own["outliers"],
+            own["gaps"],
+            *self._layout,
+        )
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The stored tensors under the weight's name, levels in their stored dtype."""
+        """The stored tensors under the weight's name, in their stored dtypes."""
         parts = self.spec.parts
         return {key: getattr(self, part).to(parts[part][0]) for part, key in self.spec.keys(name).items()}
 

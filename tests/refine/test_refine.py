@@ -18,6 +18,7 @@ from lexibit.refine import GPTQ, Effort, Moments, Problem, Solution, refine
 from lexibit.refine.descent import descend
 from lexibit.refine.feedback import feedback
 from lexibit.refine.refit import refit
+from lexibit.refine.remainder import remainder
 from lexibit.schemes import scheme
 
 RECIPES: list[dict[str, Any]] = [
@@ -318,3 +319,50 @@ def test_moments_that_rounding_left_indefinite_are_damped_until_they_are_not() -
     assert torch.linalg.eigvalsh(damped.double()).min() > 0
     found = quantize_tensor(weight(5, 20), Recipe(bits=3, groups="row"), moments=Moments(wrong, None, 3))
     assert found.decode().isfinite().all()
+
+
+# outliers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("together", [0, 64])
+def test_what_is_added_to_outliers_is_the_least_squares_solution(
+    monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    monkeypatch.setattr("lexibit.refine.remainder._TOGETHER", together)
+    w, x = weight(5, 9), inputs(9)
+    given = problem(w, x)
+    codes = torch.zeros(5, 9, dtype=torch.uint8)
+    solution = Solution(torch.tensor([[-0.1, 0.0, 0.1, 0.2]]).expand(5, 4).contiguous(), codes)
+    where = torch.zeros(5, 9, dtype=torch.bool)
+    where[0, [1, 4, 8]] = where[2, 3] = True
+    where[4] = True
+    found = remainder(given, solution, where)
+    assert (found[~where] == 0).all()
+    root = torch.linalg.cholesky(given.moments.double())
+    lost = (w - given.decoded(solution)).double()
+    for row in range(5):
+        expected = torch.linalg.lstsq(root.T[:, where[row]], root.T @ lost[row]).solution
+        torch.testing.assert_close(found[row, where[row]].double(), expected, rtol=2e-3, atol=1e-5)
+    assert given.without(found).error(solution) < given.error(solution)
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES[:3], RECIPES[4], RECIPES[6], RECIPES[10]], ids=str)
+def test_outliers_make_outputs_nearer(recipe: dict[str, Any]) -> None:
+    w, x = weight(12, 30), inputs(30)
+    w[3, 4], w[7, 20], w[11, 29] = 3.0, -4.0, 2.5
+    without = quantize_tensor(w, Recipe(**recipe), moments=moments(x))
+    found = quantize_tensor(w, Recipe(outliers=0.02, **recipe), moments=moments(x))
+    assert found.spec.outliers == 7
+    assert found.outliers is not None
+    assert torch.equal(found.outliers, found.outliers.half().float())
+    assert output_error(w, found.decode(), x) < 0.8 * output_error(w, without.decode(), x)
+
+
+def test_outliers_of_conv1d_are_those_of_the_transposed_layer() -> None:
+    w, x = weight(12, 30), inputs(30)
+    w[3, 4] = 3.0
+    linear = quantize_tensor(w, Recipe(bits=3, outliers=0.02), moments=moments(x))
+    conv1d = quantize_tensor(
+        w.T.contiguous(), Recipe(bits=3, outliers=0.02), moments=moments(x), kind="conv1d"
+    )
+    torch.testing.assert_close(conv1d.decode(), linear.decode().T)

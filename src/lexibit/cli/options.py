@@ -77,6 +77,13 @@ def _config(
         ),
     ] = None,
     importance: Importance = None,
+    outliers: Annotated[
+        float,
+        typer.Option(
+            help="The share of each weight, like 0.001, that keeps in float16 what its codes lose: 32 bits "
+            "for each of these."
+        ),
+    ] = 0.0,
     embeddings: Annotated[bool, typer.Option(help="Quantize embeddings too.")] = True,
     heads: Annotated[bool, typer.Option(help="Quantize task heads too.")] = False,
     include: Annotated[
@@ -113,6 +120,7 @@ def _config(
         options=settings_by_name(option),
         levels_dtype=levels_dtype or "float32",
         importance=importance,
+        outliers=outliers,
         embeddings=embeddings,
         heads=heads,
         include=include or [],

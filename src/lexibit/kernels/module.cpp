@@ -10,6 +10,7 @@
 #include <new>
 
 #include "assign.h"
+#include "outliers.h"
 #include "parallel.h"
 #include "weight.h"
 
@@ -182,6 +183,20 @@ PyObject* linear_rounded(PyObject*, PyObject* arguments) {
   });
 }
 
+PyObject* add_outliers(PyObject*, PyObject* arguments) {
+  int threads, transposed;
+  long long values, gaps, count, rows, columns, x, tokens, out;
+  if (!PyArg_ParseTuple(arguments, "iLLLLLLLLp", &threads, &values, &gaps, &count, &rows, &columns, &x, &tokens, &out,
+                        &transposed))
+    return nullptr;
+  const lexibit::Outliers outliers = {address<float>(values), address<std::uint16_t>(gaps), count, rows, columns};
+  // in a weight that was not read from a file nobody has looked at these
+  if (!outliers.inside()) return PyErr_Format(PyExc_IndexError, "outliers behind the last of %lld weights", rows * columns);
+  return unlocked([&] {
+    lexibit::add_outliers(outliers, address<float>(x), tokens, address<float>(out), transposed, threads);
+  });
+}
+
 // A linear layer from (weight, bias).
 bool linear_of(PyObject* tuple, lexibit::Linear& linear) {
   PyObject* weight;
@@ -249,6 +264,8 @@ PyMethodDef methods[] = {
     {"linear", linear, METH_VARARGS, "(name, threads, weight, x, tokens, bias, out, transposed)"},
     {"linear_rounded", linear_rounded, METH_VARARGS,
      "(name, compute, threads, weight, x, tokens, bias, activation, out)"},
+    {"add_outliers", add_outliers, METH_VARARGS,
+     "(threads, values, gaps, count, rows, columns, x, tokens, out, transposed)"},
     {"assign", assign, METH_VARARGS,
      "(threads, levels, limits, names, count, of_row, of_column, rows, columns, coupling, values, target, codes, change)"},
     {"encoder_layer", encoder_layer, METH_VARARGS,

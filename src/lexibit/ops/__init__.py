@@ -27,7 +27,7 @@ COMPUTE = ("float32", "bfloat16", "int8")
 
 # a weight in an operator's schema, as Stored has it
 _WEIGHT = (
-    "Tensor codes, Tensor levels, Tensor? origins, Tensor? mask, "
+    "Tensor codes, Tensor levels, Tensor? origins, Tensor? mask, Tensor? outliers, Tensor? gaps, "
     "SymInt[] shape, SymInt bits, SymInt[] block, str form, SymInt[] extra"
 )
 
@@ -133,7 +133,7 @@ def _(gradient: Tensor, ids: Tensor | None, *weight: Any) -> Tensor:
 
 # Gradients. The packed weight is kept for the backward pass, never the decoded one; codes have no gradient.
 # A weight's parts come first, the levels second of them.
-_PARTS = 4
+_PARTS = 6
 _LEVELS = 1
 
 

@@ -34,7 +34,8 @@ REFERENCE = "reference"
 DTYPES = (torch.float32,)
 """What the kernels compute with: levels and inputs of another dtype take the reference."""
 
-_DTYPES = ((torch.uint8,), DTYPES, (torch.int32,), (torch.uint8,))  # of a weight's parts
+# of a weight's parts
+_DTYPES = ((torch.uint8,), DTYPES, (torch.int32,), (torch.uint8,), DTYPES, (torch.uint16,))
 _FORMS = {form.value: number for number, form in enumerate(LevelForm)}
 _ACTIVATIONS = {name: number for number, name in enumerate(reference.ACTIVATIONS)}
 _INT8_LONGEST = 1 << 16  # columns whose sums of products fit 32 bits
@@ -114,7 +115,7 @@ def takes(weight: Stored, *inputs: Tensor | None) -> bool:
     """Whether the kernels compute with this weight and these inputs; else it is for the reference to do."""
     if chosen().name == REFERENCE:
         return False
-    for one in (weight.levels, *inputs):
+    for one in (weight.levels, weight.outliers, *inputs):
         if one is not None and (one.dtype not in DTYPES or not one.is_cpu):
             return False
     return True
@@ -162,7 +163,7 @@ def decode(weight: Stored) -> Tensor:
     out = weight.levels.new_empty(weight.shape)
     name, arguments, _parts = _weight(weight)
     _kernels.decode(name, _threads(out.numel()), arguments, out.data_ptr())
-    return out
+    return reference.add_outliers(out, weight)
 
 
 def embedding(ids: Tensor, weight: Stored) -> Tensor:
@@ -173,6 +174,7 @@ def embedding(ids: Tensor, weight: Stored) -> Tensor:
     name, arguments, _parts = _weight(weight)
     threads = _threads(out.numel())
     _kernels.embedding(name, threads, arguments, wanted.data_ptr(), wanted.numel(), out.data_ptr())
+    reference.add_outliers_of_rows(out.view(wanted.numel(), columns), wanted, weight)
     return out
 
 
@@ -223,7 +225,27 @@ def linear(x: Tensor, weight: Stored, bias: Tensor | None, transposed: bool) -> 
         out.data_ptr(),
         transposed,
     )
+    _add_outliers(flat, weight, out, transposed)
     return out
+
+
+def _add_outliers(x: Tensor, weight: Stored, out: Tensor, transposed: bool) -> None:
+    """Add to a product what the outliers give: ``x`` is ``[tokens, ...]``, all is contiguous."""
+    values, gaps = weight.outliers, weight.gaps
+    if values is None or gaps is None:
+        return
+    values, gaps = values.contiguous(), gaps.contiguous()
+    _kernels.add_outliers(
+        _threads(len(x) * len(values)),
+        values.data_ptr(),
+        gaps.data_ptr(),
+        len(values),
+        *matrix_shape(tuple(weight.shape)),
+        x.data_ptr(),
+        len(x),
+        out.data_ptr(),
+        transposed,
+    )
 
 
 def linear_rounded(x: Tensor, weight: Stored, bias: Tensor | None, activation: str, compute: str) -> Tensor:
@@ -235,6 +257,7 @@ def linear_rounded(x: Tensor, weight: Stored, bias: Tensor | None, activation: s
     bias = None if bias is None else bias.contiguous()
     out = x.new_empty(*x.shape[:-1], rows)
     name, arguments, _parts = _weight(weight)
+    at_once = activation if weight.outliers is None else "none"
     _kernels.linear_rounded(
         name,
         compute,
@@ -243,10 +266,11 @@ def linear_rounded(x: Tensor, weight: Stored, bias: Tensor | None, activation: s
         flat.data_ptr(),
         flat.shape[0],
         0 if bias is None else bias.data_ptr(),
-        _ACTIVATIONS[activation],
+        _ACTIVATIONS[at_once],
         out.data_ptr(),
     )
-    return out
+    _add_outliers(flat, weight, out, False)
+    return out if at_once == activation else reference.ACTIVATIONS[activation](out)
 
 
 class EncoderLayer:
@@ -321,11 +345,12 @@ def _weight(weight: Stored) -> tuple[str, tuple[int, ...], list[Tensor | None]]:
     )
     parts = [None if part is None else part.contiguous() for part in weight.parts]
     given = [0 if part is None else part.numel() for part in parts]
+    outliers = given[4]
     # an operator may be called by hand: nothing is read behind the end
     for part, dtype in zip(parts, _DTYPES, strict=True):
         if part is not None and (not part.is_cpu or part.dtype not in dtype):
             raise TypeError(f"a part of a weight is {part.dtype} on {part.device}, not {dtype[0]} on a CPU")
-    if given != layout.sizes:
+    if given != [*layout.sizes, outliers, outliers]:
         raise ValueError(f"a weight's parts have {given} elements, its layout asks for {layout.sizes}")
     pointers = [0 if part is None else part.data_ptr() for part in parts]
     numbers = (pointers[0], given[0], pointers[1], *layout.numbers, pointers[2], *weight.extra, pointers[3])

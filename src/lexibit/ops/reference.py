@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lexibit.groups import Groups, matrix_shape
 from lexibit.levels import LevelForm
-from lexibit.packing import unpack, unpack_rows
+from lexibit.packing import unpack, unpack_places, unpack_rows
 
 # Codes decoded at a time: the scratch space (codes, indices) stays near 10 MB for any weight.
 _CHUNK = 1 << 20
@@ -25,6 +25,8 @@ class Stored(NamedTuple):
         levels: ``[groups, width]``.
         origins: int32 ``[sum(extra)]``, what each extra row or column is added to; or None.
         mask: packed bits, uint8, 1 for a weight that is zero; or None.
+        outliers: what is added to a few weights, in the dtype of the levels; or None.
+        gaps: how many weights lie in front of each of these, behind the one before it: uint16; or None.
         shape: the weight's own.
         bits: width of a code.
         block: rows and columns of a group.
@@ -36,6 +38,8 @@ class Stored(NamedTuple):
     levels: Tensor
     origins: Tensor | None
     mask: Tensor | None
+    outliers: Tensor | None
+    gaps: Tensor | None
     shape: list[int]
     bits: int
     block: list[int]
@@ -43,9 +47,9 @@ class Stored(NamedTuple):
     extra: list[int]
 
     @property
-    def parts(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    def parts(self) -> tuple[Tensor | None, ...]:
         """The tensors."""
-        return self.codes, self.levels, self.origins, self.mask
+        return self[:6]
 
     @property
     def groups(self) -> Groups:
@@ -70,7 +74,31 @@ def decode(weight: Stored) -> Tensor:
             out = _add_extra(out, weight.origins, axis)
     if weight.mask is not None:
         out.masked_fill_(unpack(weight.mask, 1, out.numel()).view(out.shape).bool(), 0.0)
-    return out.view(weight.shape)
+    return add_outliers(out.view(weight.shape), weight)
+
+
+def add_outliers(decoded: Tensor, weight: Stored) -> Tensor:
+    """What the codes say, and the outliers added to it, in place."""
+    if weight.outliers is not None and weight.gaps is not None:
+        decoded.view(-1).index_add_(0, unpack_places(weight.gaps), weight.outliers)
+    return decoded
+
+
+def add_outliers_of_rows(looked_up: Tensor, rows: Tensor, weight: Stored) -> Tensor:
+    """What the codes say of some rows, ``[n, columns]``, and the outliers in them added to it, in place."""
+    if weight.outliers is None or weight.gaps is None:
+        return looked_up
+    columns = looked_up.shape[1]
+    places = unpack_places(weight.gaps)
+    ends = torch.stack([rows, rows + 1]) * columns
+    first, end = torch.searchsorted(places, ends)
+    count = end - first
+    to = torch.arange(len(rows), device=rows.device).repeat_interleave(count)
+    behind = count.cumsum(0) - count
+    mine = torch.arange(len(to), device=rows.device) - (behind - first)[to]
+    flat = looked_up.view(-1)
+    flat.index_add_(0, to * columns + places[mine] % columns, weight.outliers[mine])
+    return looked_up
 
 
 def _unpacked(weight: Stored, ids: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -135,15 +163,19 @@ def linear_rounded(x: Tensor, weight: Stored, bias: Tensor | None, activation: s
     In bfloat16 all are rounded to the nearest. In int8 we chose: a token's numbers become multiples of 1/127
     of its greatest magnitude, a group's levels go in 255 equal steps from its least to its greatest; both are
     rounded to the nearest, and whole numbers are added up. There a token with a number that is not finite
-    gives NaN, and so does a row with such a level.
+    gives NaN, and so does a row with such a level. Outliers meet the tokens as they are, in float32.
     """
     table = weight.table().to(x.dtype)
     if compute == "int8":
         (rounded, scale), levels = rounded_tokens(x), rounded_levels(table)
     else:
         (rounded, levels), scale = (one.bfloat16().to(x.dtype) for one in (x, table)), x.new_ones(())
-    decoded = decode(weight._replace(levels=levels, form=LevelForm.TABLE.value))
+    in_codes = weight._replace(levels=levels, form=LevelForm.TABLE.value, outliers=None, gaps=None)
+    decoded = decode(in_codes)
     product = linear(rounded, decoded, None, False) * scale
+    if weight.outliers is not None:
+        beside = add_outliers(torch.zeros_like(decoded), weight)
+        product = product + linear(x, beside.to(x.dtype), None, False)
     return ACTIVATIONS[activation](product if bias is None else product + bias)
 
 
@@ -183,6 +215,7 @@ def embedding(ids: Tensor, weight: Stored) -> Tensor:
     if weight.mask is not None:
         zero = _rows(weight.mask, 1, Groups(rows, columns, (1, columns)), wanted)
         out.masked_fill_(zero.bool(), 0.0)
+    out = add_outliers_of_rows(out, wanted, weight)
     return out.view(*ids.shape, columns)
 
 

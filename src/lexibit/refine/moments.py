@@ -64,6 +64,12 @@ class Moments:
             more *= 10
         return found
 
+    def freedom(self, damping: float) -> Tensor:
+        """How far an error in each channel can be made good by the others: the diagonal of ``H^-1``."""
+        factor = self.damped(damping).double()
+        torch.linalg.cholesky(factor, out=factor)
+        return torch.cholesky_inverse(factor).diagonal().float()
+
     def corrected(self, matrix: Tensor, share: float, damping: float) -> Tensor:
         """What a matrix ``[rows, channels]`` should be for inputs that are not the float model's.
 

@@ -74,6 +74,10 @@ class Problem:
             of_column=self.of_column[order].contiguous(),
         )
 
+    def without(self, added: Tensor) -> Problem:
+        """The same for codes to which something is added: float32 like the target."""
+        return replace(self, target=self.target - added)
+
     @cached_property
     def diagonal(self) -> Tensor:
         """Of the moments."""

@@ -13,6 +13,7 @@ from lexibit.refine.feedback import feedback
 from lexibit.refine.moments import Moments
 from lexibit.refine.problem import Problem, Solution
 from lexibit.refine.refit import refit
+from lexibit.refine.remainder import remainder
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Effort:
         rounds: of coordinate descent and refitted levels.
         fits: whether levels are refitted; else they stay as the scheme chose them.
         ordered: whether columns with greater moments come first.
+        passes: over all batches, in which the levels of a whole block are trained to give what the float
+            model's block gives.
     """
 
     correction: float = 0.5
@@ -34,10 +37,11 @@ class Effort:
     rounds: int = 2
     fits: bool = True
     ordered: bool = True
+    passes: int = 0
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name, low in (("feedbacks", 1), ("rounds", 0)):
+        for name, low in (("feedbacks", 1), ("rounds", 0), ("passes", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise LexibitError(f"effort: {name} must be a whole number, {low} or more, not {value!r}")
@@ -59,29 +63,39 @@ class Refined:
         solution: levels and codes.
         before: the error of what the scheme chose, over that of a weight of zeros.
         after: the error now, in the same measure.
+        added: what is added to the outliers, float32 like the problem's target; None if there are none.
     """
 
     solution: Solution
     before: float
     after: float
+    added: Tensor | None = None
 
 
 def refine(
-    problem: Problem, chosen: Solution, effort: Effort, stored: torch.dtype = torch.float32
+    problem: Problem,
+    chosen: Solution,
+    effort: Effort,
+    stored: torch.dtype = torch.float32,
+    added: Tensor | None = None,
 ) -> Refined:
     """Better levels and codes than a scheme's, never worse.
 
     Args:
-        problem: with undamped moments.
+        problem: with undamped moments, its target with the outliers in it.
         chosen: by a scheme.
         effort: how long the solvers go on.
         stored: the dtype in which levels are stored: they are rounded to it, and the codes know.
+        added: what is added to outliers at first: float32 like the target, zero where there is none.
     """
     problem = _damped(problem, effort.damping)
     order = torch.arange(len(problem.moments))
     if effort.ordered:
         order = problem.diagonal.argsort(descending=True, stable=True)
-    problem = problem.ordered(order)
+    whole = problem = problem.ordered(order)
+    if added is not None:
+        added = added[:, order].contiguous()
+        problem, where = whole.without(added), added != 0
     before = Solution(_rounded(chosen.levels, stored), chosen.codes[:, order].contiguous())
     best, least = before, problem.error(before)
     first, levels = least, before.levels
@@ -90,13 +104,18 @@ def refine(
         found = _refitted(problem, found, effort, stored)
         levels = found.levels
         best, least = _better(problem, found, best, least)
-    for _ in range(effort.rounds):
-        best, least = _better(problem, descend(problem, best), best, least)
-        best, least = _better(problem, _refitted(problem, best, effort, stored), best, least)
-    nothing = float((problem.target @ problem.moments).mul_(problem.target).double().sum()) or 1.0
-    codes = torch.empty_like(best.codes)
-    codes[:, order] = best.codes
-    return Refined(Solution(best.levels, codes), first / nothing, least / nothing)
+    for turn in range(effort.rounds + 1):
+        if added is not None:
+            new = remainder(whole, best, where)
+            if (error := whole.without(new).error(best)) < least:
+                problem, added, least = whole.without(new), new, error
+        if turn < effort.rounds:
+            best, least = _better(problem, descend(problem, best), best, least)
+            best, least = _better(problem, _refitted(problem, best, effort, stored), best, least)
+    nothing = float((whole.target @ whole.moments).mul_(whole.target).double().sum()) or 1.0
+    back = order.argsort()
+    found = Solution(best.levels, best.codes[:, back])
+    return Refined(found, first / nothing, least / nothing, None if added is None else added[:, back])
 
 
 def _refitted(problem: Problem, found: Solution, effort: Effort, stored: torch.dtype) -> Solution:

@@ -23,11 +23,14 @@ class Choice:
         levels: float32 ``[groups, form.width(bits)]``.
         codes: uint8, the stored matrix: the weight's own rows and columns, then the extra ones.
         origins: int32 ``[extra]``, to which row or column each extra one is added; None without any.
+        outliers: int64 and float32 ``[outliers]``, places in the weight, row after row, and what is added
+            there; None without any.
     """
 
     levels: Tensor
     codes: Tensor
     origins: Tensor | None = None
+    outliers: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
