@@ -36,6 +36,10 @@ class Replay:
         """How many blocks there are."""
         return len(self._blocks)
 
+    def kept(self, number: int) -> Any:
+        """What the block in front of the first that runs gave in a call."""
+        return self._kept[number]
+
     def advance(self, first: int, run: Callable[[], object]) -> None:
         """Keep what the blocks in front of ``first`` give as they are now, by one run, and replay it on."""
         first = min(first, self.count)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lexibit.calibration.reconstruction import reconstruct
 from lexibit.calibration.route import Route, Stage, find_route
 from lexibit.calibration.runs import Batch, Runs, why_not
 from lexibit.errors import LexibitError
@@ -26,6 +27,7 @@ from lexibit.plan import Plan, PlannedWeight
 from lexibit.progress import progress_bar
 from lexibit.refine import Moments
 from lexibit.threads import side_by_side, single
+from lexibit.weight import CodebookWeight
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,13 @@ class Gathering:
             work = side_by_side(lambda number: _part(stage, ours(number), other(number)), range(self._count))
             with closing(work) as parts:
                 return _sum(parts)
+
+    def reconstruct(
+        self, place: tuple[int, int], weights: Sequence[CodebookWeight], passes: int
+    ) -> tuple[float, float] | None:
+        """Train the levels of a block, whose weights are in codes; see :func:`reconstruct`."""
+        assert self._theirs is not None
+        return reconstruct(self._ours, self._theirs, place, weights, passes)
 
 
 def _part(stage: Stage, inputs: list[Tensor], others: list[Tensor] | None) -> Gathered:

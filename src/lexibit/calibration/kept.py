@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from torch import Tensor
 
 from lexibit import format
 from lexibit.calibration.report import Calibrated
-from lexibit.calibration.route import Stage
 from lexibit.errors import LexibitError
 from lexibit.files import replacing, write_json
 from lexibit.plan import PlannedWeight
@@ -31,7 +31,7 @@ Done = tuple[Weights, list[Calibrated]]
 
 
 class Kept:
-    """The finished stages of a calibration.
+    """The finished stages and blocks of a calibration.
 
     Args:
         folder: made if it is not there; None keeps nothing.
@@ -55,7 +55,7 @@ class Kept:
             )
         if found and _read_json(folder / _KEY) == {"key": key}:
             done = sum(path.suffix == ".json" for path in found) - 1
-            _logger.warning("%s: goes on from %d finished layers", folder, done)
+            _logger.warning("%s: goes on from %d finished pieces", folder, done)
             return
         if found:
             _logger.warning("%s: is of another model, text or configuration: begins anew", folder)
@@ -63,50 +63,46 @@ class Kept:
             path.unlink()
         write_json(folder / _KEY, {"key": key})
 
-    def read(self, stage: Stage) -> Done | None:
-        """The weights of a stage and what became of them; None if they are not finished, or damaged."""
-        if self._folder is None or not self._record(stage).is_file():
+    def read(self, unit: str, planned: Sequence[PlannedWeight]) -> Done | None:
+        """The weights of a unit of work and what became of them; None if it is not finished, or damaged."""
+        if self._folder is None or not self._record(unit).is_file():
             return None
         try:
-            found = format.read([self._file(stage)])
-            told = [Calibrated(**one) for one in json.loads(self._record(stage).read_text("utf-8"))]
-            weights = [found[planned.name] for planned in stage.weights]
+            found = format.read([self._file(unit)])
+            told = [Calibrated(**one) for one in json.loads(self._record(unit).read_text("utf-8"))]
+            weights = [found[one.name] for one in planned]
             names = [one.name for one in told]
         except (LexibitError, OSError, ValueError, TypeError, KeyError) as error:
-            _logger.warning("%s: is damaged (%s): done anew", self._file(stage), error)
+            _logger.warning("%s: is damaged (%s): done anew", self._file(unit), error)
             return None
         whole = all(
-            isinstance(weight, CodebookWeight) and weight.spec == planned.spec
-            for planned, weight in zip(stage.weights, weights, strict=True)
+            isinstance(weight, CodebookWeight) and weight.spec == one.spec
+            for one, weight in zip(planned, weights, strict=True)
         )
-        if not whole or names != [planned.name for planned in stage.weights]:
-            _logger.warning("%s: is of other weights: done anew", self._file(stage))
+        if not whole or names != [one.name for one in planned]:
+            _logger.warning("%s: is of other weights: done anew", self._file(unit))
             return None
-        devices = [
-            planned.uses[0].module.get_parameter(planned.uses[0].parameter) for planned in stage.weights
-        ]
         done = [
-            (planned, weight.to(float_weight.device))
-            for planned, weight, float_weight in zip(stage.weights, weights, devices, strict=True)
+            (one, weight)
+            for one, weight in zip(planned, weights, strict=True)
             if isinstance(weight, CodebookWeight)
         ]
         return done, told
 
-    def write(self, stage: Stage, done: Weights, told: list[Calibrated]) -> None:
-        """Keep a finished stage; it counts when its record is there, which comes last."""
+    def write(self, unit: str, done: Weights, told: Sequence[Calibrated]) -> None:
+        """Keep a finished unit of work; it counts when its record is there, which comes last."""
         if self._folder is None:
             return
-        with replacing(self._file(stage)) as staged:
+        with replacing(self._file(unit)) as staged:
             format.write(staged, {planned.name: weight for planned, weight in done})
-        write_json(self._record(stage), [asdict(one) for one in told])
+        write_json(self._record(unit), [asdict(one) for one in told])
 
-    def _file(self, stage: Stage) -> Path:
+    def _file(self, unit: str) -> Path:
         assert self._folder is not None
-        name = hashlib.sha256(stage.weights[0].name.encode()).hexdigest()[:16]
-        return self._folder / f"{name}.safetensors"
+        return self._folder / f"{hashlib.sha256(unit.encode()).hexdigest()[:16]}.safetensors"
 
-    def _record(self, stage: Stage) -> Path:
-        return self._file(stage).with_suffix(".json")
+    def _record(self, unit: str) -> Path:
+        return self._file(unit).with_suffix(".json")
 
 
 def _read_json(file: Path) -> Any:

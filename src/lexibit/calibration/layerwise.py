@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lexibit.calibration.gathering import Gathered, Gathering, route_of, without_cache
 from lexibit.calibration.kept import Kept, Weights, digest
 from lexibit.calibration.report import Calibrated
+from lexibit.calibration.route import Block, whole_blocks
 from lexibit.calibration.runs import Batch, why_not
 from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
@@ -75,7 +76,9 @@ def calibrate(
     Embeddings are quantized by their scheme alone; where rows share levels they count by how often they are
     looked up, once more than in the text. A weight that is both embedding and output layer is calibrated for
     the outputs, and the rows looked up count as much as those. A weight that several layers share is
-    calibrated for the inputs of all of them. A weight with an importance of its own keeps to that.
+    calibrated for the inputs of all of them. When all weights of a block are done, its levels are trained
+    (:mod:`lexibit.calibration.reconstruction`); not those of weights that are shared with other blocks. A
+    weight with an importance of its own keeps to that.
 
     Args:
         model: a float model.
@@ -102,21 +105,23 @@ def calibrate(
         reasons = {weight.name: _why_not(weight) for weight in plan.weights}
         known = [weight for weight in plan.weights if not reasons[weight.name]]
         way = route_of(model, known, batches)
-        gathering = Gathering(model, batches, way, beside=bool(calibration.effort.correction))
-        for stage in way.stages:
-            found = kept.read(stage)
+        effort = calibration.effort
+        gathering = Gathering(model, batches, way, beside=bool(effort.correction or effort.passes))
+        blocks = whole_blocks(model, way) if effort.passes else {}
+        for number, stage in enumerate(way.stages):
+            found = kept.read(stage.weights[0].name, stage.weights)
             if found is None:
                 gathered = gathering.of(stage)
-                fitted = [
-                    _fitted(weight, gathered, calibration.effort, config.seed) for weight in stage.weights
-                ]
+                fitted = [_fitted(weight, gathered, effort, config.seed) for weight in stage.weights]
                 found = [(weight, codes) for weight, codes, _ in fitted], [one for _, _, one in fitted]
-                kept.write(stage, *found)
+                kept.write(stage.weights[0].name, *found)
             for planned, weight in found[0]:
-                install_everywhere(planned, weight)
+                install_everywhere(planned, weight.to(_value(planned).device))
             done += found[0]
             told += found[1]
             bar.advance(task, len(stage.weights))
+            for block in blocks.get(number, ()):
+                _reconstruct(block, done, told, gathering, effort, kept)
         for planned in plan.weights:
             if (reason := reasons[planned.name]) or planned in way.missed:
                 done.append((planned, quantize_planned(planned, _value(planned), seed=config.seed)))
@@ -124,6 +129,38 @@ def calibrate(
                 bar.advance(task)
     _warn(told)
     return done
+
+
+def _reconstruct(
+    block: Block, done: Weights, told: list[Calibrated], gathering: Gathering, effort: Effort, kept: Kept
+) -> None:
+    """Train the levels of a block, or take those that were kept of it."""
+    unit = f"block {block.name}"
+    number = {planned.name: at for at, (planned, _) in enumerate(done)}
+    mine = [done[number[planned.name]] for planned in block.weights]
+    found = kept.read(unit, block.weights)
+    if found is not None and not all(
+        torch.equal(weight.codes.cpu(), trained.codes)
+        for (_, weight), (_, trained) in zip(mine, found[0], strict=True)
+    ):
+        _logger.warning("what is kept of %s is of other codes: done anew", unit)
+        found = None
+    if found is None:
+        lost = gathering.reconstruct(block.place, [weight for _, weight in mine], effort.passes)
+        if lost is None:
+            _logger.warning("the levels of %s are not trained: it gives no tensor", unit)
+            return
+        found = (
+            mine,
+            [
+                replace(told[number[one.name]], block=block.name, block_before=lost[0], block_after=lost[1])
+                for one in block.weights
+            ],
+        )
+        kept.write(unit, *found)
+    for (planned, weight), (_, trained), one in zip(mine, *found, strict=True):
+        weight.levels.copy_(trained.levels)
+        told[number[planned.name]] = one
 
 
 def _each_alone(

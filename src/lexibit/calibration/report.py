@@ -16,6 +16,9 @@ class Calibrated:
             if it was not calibrated.
         after: that with its levels and codes as they are.
         why_not: why it was not calibrated, or nothing.
+        block: the block of layers whose outputs its levels were trained for at last, or nothing.
+        block_before: the error of the block's outputs in front of that, over their size.
+        block_after: that afterwards.
     """
 
     name: str
@@ -23,3 +26,6 @@ class Calibrated:
     before: float | None = None
     after: float | None = None
     why_not: str = ""
+    block: str = ""
+    block_before: float | None = None
+    block_after: float | None = None

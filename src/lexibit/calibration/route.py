@@ -49,6 +49,21 @@ class Route:
 
 
 @dataclass(frozen=True)
+class Block:
+    """A block of a chain, with the weights that only it uses.
+
+    Attributes:
+        name: of the module that it is.
+        place: the number of its chain, and its own in that.
+        weights: of the plan.
+    """
+
+    name: str
+    place: tuple[int, int]
+    weights: list[PlannedWeight]
+
+
+@dataclass(frozen=True)
 class _Call:
     """A call of a module that uses a weight: its inputs, kept so that no other tensor is taken for them."""
 
@@ -103,6 +118,23 @@ def find_route(
         first[id(found[key])] = mine[0].number
     stages = sorted(found.values(), key=lambda stage: (stage.point, first[id(stage)]))
     return Route(rows, stages, [weight for weight in weights if weight.name in wanted])
+
+
+def whole_blocks(model: nn.Module, way: Route) -> dict[int, list[Block]]:
+    """The blocks that have weights of their own, by the number of the stage that is the last of each."""
+    found: dict[int, list[Block]] = {}
+    names = {module: name for name, module in model.named_modules()}
+    for row, chain in enumerate(way.chains):
+        for number, module in enumerate(chain):
+            inside = set(module.modules())
+            last, weights = -1, list[PlannedWeight]()
+            for at, stage in enumerate(way.stages):
+                mine = [one for one in stage.weights if all(use.module in inside for use in one.uses)]
+                weights += mine
+                last = at if mine else last
+            if weights:
+                found.setdefault(last, []).append(Block(names[module], (row, number), weights))
+    return found
 
 
 def _side(use: Use) -> str:

@@ -27,6 +27,27 @@ _OF_ENCODER = re.compile(
 )
 
 
+Place = tuple[int, int]
+"""The number of a chain, and that of a block in it."""
+
+
+def hidden(output: Any) -> Tensor:
+    """What a block hands on to the next: the first of several things."""
+    first: Tensor = output[0] if isinstance(output, tuple) else output
+    return first
+
+
+def _own(value: Any) -> Any:
+    """A copy in which autograd may look: what is made in inference mode it may not keep."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, tuple):
+        return tuple(map(_own, value))
+    if isinstance(value, dict):
+        return {name: _own(one) for name, one in value.items()}
+    return value
+
+
 class _Enough(Exception):  # noqa: N818 - it is no error
     """What a run is for has been seen."""
 
@@ -46,6 +67,21 @@ class Runs:
         self._here = threading.local()
         self._chains = chains
         self._replays = [Replay(chain, lambda: int(self._here.number)) for chain in chains]
+        self._names = {module: name for name, module in model.named_modules()}
+
+    @property
+    def count(self) -> int:
+        """How many batches there are."""
+        return len(self._batches)
+
+    @property
+    def point(self) -> Point:
+        """From where on the model runs."""
+        return tuple(replay.first for replay in self._replays)
+
+    def block(self, place: Place) -> nn.Module:
+        """The block in a place."""
+        return self._chains[place[0]][place[1]]
 
     def advance(self, point: Point) -> None:
         """Go on from a point, which is no earlier than the last one: what lies in front of it is kept."""
@@ -66,6 +102,41 @@ class Runs:
             undo.callback(module.register_forward_hook(stop).remove)
             list(side_by_side(self.run, range(len(self._batches))))
 
+    def hands_on(self, place: Place, number: int) -> Tensor:
+        """What the block in a place, at which runs go on, was given by the one before it on a batch."""
+        return hidden(self._replays[place[0]].kept(number))
+
+    def unpadded(self, block: nn.Module, number: int, x: Tensor) -> Tensor:
+        """What of a block's output on a batch is no padding: ``[n, channels]``."""
+        batch = self._batches[number]
+        masks = (batch.get(name) for name in _masks(self._names[block]))
+        return _kept(x, [mask.bool() for mask in masks if mask is not None], 1)
+
+    @contextmanager
+    def reaching(self, block: nn.Module) -> Iterator[Callable[[int], tuple[tuple[Any, ...], dict[str, Any]]]]:
+        """Gives what runs a batch, by its number, up to a block, and tells what that is called with."""
+        here = self._here
+
+        def reached(_: nn.Module, args: Any, kwargs: Any) -> None:
+            if getattr(here, "reaches", False):
+                here.call = args, kwargs
+                raise _Enough
+
+        def call(number: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            here.reaches = True
+            try:
+                self.run(number)
+            finally:
+                here.reaches = False
+            args, kwargs = here.call
+            return _own(args), _own(kwargs)
+
+        with ExitStack() as undo:
+            for replay in self._replays:
+                undo.enter_context(replay.replaying())
+            undo.callback(block.register_forward_pre_hook(reached, with_kwargs=True).remove)
+            yield call
+
     def run(self, number: int) -> None:
         """Run one batch, as far as a hook lets it."""
         self._here.number, self._here.calls, self._here.inputs = number, 0, []
@@ -82,7 +153,7 @@ class Runs:
 
         def seen(use: Use, x: Any, output: Any = None) -> None:
             batch = self._batches[here.number]
-            masks = (batch.get(name) for name in _masks(use))
+            masks = (batch.get(name) for name in _masks(use.module_name))
             here.inputs.append(_inputs(use, x, output, [mask.bool() for mask in masks if mask is not None]))
 
         def counted(*_: Any) -> None:
@@ -119,13 +190,13 @@ def _watch(use: Use, seen: Callable[..., None]) -> Any:
     )
 
 
-def _masks(use: Use) -> tuple[str, str]:
-    """The masks that may tell what of a use's inputs is padding, the likelier first.
+def _masks(name: str) -> tuple[str, str]:
+    """The masks that may tell what of a module's inputs is padding, the likelier first.
 
     A decoder's inputs are its own, but for keys and values of its attention to the encoder.
     """
     masks = ("attention_mask", "decoder_attention_mask")
-    own = "decoder" in use.module_name.split(".") and not _OF_ENCODER.search(use.module_name)
+    own = "decoder" in name.split(".") and not _OF_ENCODER.search(name)
     return masks[::-1] if own else masks
 
 

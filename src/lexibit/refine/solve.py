@@ -37,7 +37,7 @@ class Effort:
     rounds: int = 2
     fits: bool = True
     ordered: bool = True
-    passes: int = 0
+    passes: int = 4
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -51,7 +51,7 @@ class Effort:
             raise LexibitError(f"effort: damping must be above 0, and at most 1, not {self.damping!r}")
 
 
-GPTQ = Effort(correction=0.0, feedbacks=1, rounds=0, fits=False, ordered=False)
+GPTQ = Effort(correction=0.0, feedbacks=1, rounds=0, fits=False, ordered=False, passes=0)
 """What Frantar et al. 2022 do to a uniform grid."""
 
 
