@@ -490,3 +490,126 @@ def test_moments_of_another_vocabulary_are_refused(tiny_model: Any, tmp_path: Pa
         lexibit.quantize(
             tiny_model("bert"), CONFIG, calibration=Calibration(gathered=gathered), progress=False
         )
+
+
+# blocks ------------------------------------------------------------------------------------------------
+
+
+def block_outputs(model: nn.Module, given: list[dict[str, Tensor]]) -> list[Tensor]:
+    """What the first block gives in each batch, padding left out."""
+    found: list[Tensor] = []
+
+    def seen(_: nn.Module, __: Any, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    block = model.get_submodule("bert.encoder.layer.0")
+    handle = block.register_forward_hook(seen)
+    with torch.no_grad():
+        for batch in given:
+            model(**batch)
+    handle.remove()
+    return [x[batch["attention_mask"].bool()] for x, batch in zip(found, given, strict=True)]
+
+
+def test_a_blocks_levels_are_trained_and_its_outputs_are_nearer(tiny_model: Any) -> None:
+    name, given = "bert-mlm", batches("bert-mlm", 8)
+    expected = block_outputs(tiny_model(name), given)
+    found: dict[int, tuple[nn.Module, Calibration, float]] = {}
+    for passes in (0, 8):
+        model, calibration = tiny_model(name), Calibration(given, Effort(passes=passes))
+        lexibit.quantize(model, CONFIG, calibration=calibration, progress=False)
+        outputs = block_outputs(model, given)
+        off = sum(float((a - b).square().mean()) for a, b in zip(outputs, expected, strict=True))
+        found[passes] = model, calibration, off / sum(float(b.square().mean()) for b in expected)
+    (plain, told_plain, before), (trained, told, after) = found[0], found[8]
+    first = [one for one in told.weights if one.block == "bert.encoder.layer.0"]
+    assert {one.name for one in first} == {n for n in codebooks(trained) if "encoder.layer.0." in n}
+    # the levels, and nothing else
+    for key, weight in codebooks(plain).items():
+        if "encoder.layer.0." in key:
+            assert torch.equal(weight.codes, codebooks(trained)[key].codes)
+            assert not torch.equal(weight.levels, codebooks(trained)[key].levels)
+    assert {one.block for one in told_plain.weights} == {""}
+    # and what is told of them is true
+    assert after < 0.99 * before
+    for one in first:
+        assert one.block_before is not None
+        assert one.block_after is not None
+        assert one.block_before == pytest.approx(before, rel=1e-4)
+        assert one.block_after == pytest.approx(after, rel=1e-4)
+
+
+def test_trained_levels_are_those_that_are_stored(tiny_model: Any, tmp_path: Path) -> None:
+    model = tiny_model("bert-mlm")
+    config = LexibitConfig(bits=2, groups="row", levels_dtype="float16")
+    lexibit.quantize(model, config, calibration=Calibration(batches("bert-mlm")), progress=False)
+    for weight in codebooks(model).values():
+        assert torch.equal(weight.levels, weight.levels.half().float())
+        assert not isinstance(weight.levels, nn.Parameter)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_levels_that_training_makes_worse_are_not_kept(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, wild = tiny_model("bert-mlm"), tiny_model("bert-mlm")
+    given = batches("bert-mlm")
+    lexibit.quantize(plain, CONFIG, calibration=Calibration(given, Effort(passes=0)), progress=False)
+    monkeypatch.setattr("lexibit.calibration.reconstruction._RATE", 1e3)
+    calibration = Calibration(given)
+    lexibit.quantize(wild, CONFIG, calibration=calibration, progress=False)
+    blocks = [one for one in calibration.weights if one.block]
+    assert blocks
+    assert all(one.block_before == one.block_after for one in blocks)
+    for name, weight in codebooks(plain).items():
+        assert torch.equal(weight.levels, codebooks(wild)[name].levels)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "marian", "llama-tied", "distilbert-classifier", "longformer"])
+def test_blocks_of_every_kind_are_trained(tiny_model: Any, name: str) -> None:
+    model, calibration = tiny_model(name), Calibration(batches(name))
+    lexibit.quantize(model, CONFIG, calibration=calibration, progress=False)
+    trained = {one.block for one in calibration.weights} - {""}
+    assert len(trained) == (4 if name == "marian" else 2)
+    # a weight that several blocks or the head use is left alone
+    assert all(one.name.startswith(f"{one.block}.") for one in calibration.weights if one.block)
+
+
+def test_a_layer_that_all_blocks_share_is_not_trained(tiny_model: Any) -> None:
+    calibration = Calibration(batches("albert-mlm"))
+    lexibit.quantize(tiny_model("albert-mlm"), CONFIG, calibration=calibration, progress=False)
+    assert {one.block for one in calibration.weights} == {""}
+
+
+def test_what_is_kept_of_a_block_goes_on(
+    tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    given, kept = batches("bert-mlm"), tmp_path / "kept"
+    whole = tiny_model("bert-mlm")
+    lexibit.quantize(whole, CONFIG, calibration=Calibration(given, folder=kept), progress=False)
+
+    def never(*_: Any) -> None:
+        raise AssertionError("it was trained again")
+
+    monkeypatch.setattr("lexibit.calibration.gathering.reconstruct", never)
+    again, calibration = tiny_model("bert-mlm"), Calibration(given, folder=kept)
+    lexibit.quantize(again, CONFIG, calibration=calibration, progress=False)
+    assert len({one.block for one in calibration.weights} - {""}) == 2
+    for name, weight in codebooks(whole).items():
+        assert torch.equal(weight.levels, codebooks(again)[name].levels)
+    monkeypatch.undo()
+    # of other codes it is not taken
+    told = {path: path.read_text() for path in kept.glob("*.json")}
+    record = next(path for path in told if '"block": "bert.encoder.layer.0"' in told[path])
+    stage = next(path for path in told if path != record and "layer.0.attention.self.query" in told[path])
+    other = tiny_model("bert-mlm")
+    with torch.no_grad():
+        other.get_parameter("bert.encoder.layer.0.attention.self.query.weight").neg_()
+    third = tmp_path / "third"
+    lexibit.quantize(other, CONFIG, calibration=Calibration(given, folder=third), progress=False)
+    theirs = (third / stage.name).with_suffix(".safetensors")
+    stage.with_suffix(".safetensors").write_bytes(theirs.read_bytes())
+    caplog.clear()
+    last = Calibration(given, folder=kept)
+    lexibit.quantize(tiny_model("bert-mlm"), CONFIG, calibration=last, progress=False)
+    assert "block bert.encoder.layer.0 is of other codes: done anew" in caplog.text

@@ -13,7 +13,7 @@ from lexibit.threads import side_by_side
 from lexibit.weight import CodebookWeight
 
 _AT_ONCE = 2  # batches in a step, side by side
-_RATE = 4e-3  # of Adam, as a share of the mean size of a weight's levels
+_RATE = 8e-3  # of Adam, as a share of the mean size of a weight's levels
 _BETAS = (0.9, 0.99)
 
 

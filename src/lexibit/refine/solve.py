@@ -37,7 +37,7 @@ class Effort:
     rounds: int = 2
     fits: bool = True
     ordered: bool = True
-    passes: int = 4
+    passes: int = 1
 
     def __post_init__(self) -> None:
         """Check the numbers."""
