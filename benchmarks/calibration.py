@@ -52,6 +52,7 @@ class Recipe:
 
 
 BEST = {"scheme": "kmeans", "groups": "within:0.2"}
+LAYERS = Effort(passes=0)
 GRID = {"scheme": "mse", "groups": "row", "options": {"affine": True}}
 RECIPES = (
     Recipe("linear bins, per matrix (Zhao et al.)", {"scheme": "linear", "groups": "matrix"}),
@@ -64,10 +65,12 @@ RECIPES = (
     Recipe(
         "GPTQ: min-max grid, per row", {"scheme": "lq", "groups": "row", "options": {"affine": True}}, GPTQ
     ),
-    Recipe("binary codes, calibrated", {"scheme": "binary"}, Effort()),
-    Recipe("uniform grid, calibrated", GRID, Effort()),
-    Recipe("k-means per matrix, calibrated", {"scheme": "kmeans", "groups": "matrix"}, Effort()),
+    Recipe("binary codes, calibrated, layers only", {"scheme": "binary"}, LAYERS),
+    Recipe("uniform grid, calibrated, layers only", GRID, LAYERS),
+    Recipe("k-means per matrix, calibrated, layers only", {"scheme": "kmeans", "groups": "matrix"}, LAYERS),
+    Recipe("k-means, calibrated, layers only", BEST, LAYERS),
     Recipe("**k-means, calibrated**", BEST, Effort()),
+    Recipe("k-means, calibrated, 1 per mille outliers", BEST | {"outliers": 0.001}, Effort()),
 )
 
 

@@ -44,6 +44,8 @@ def quantize(
 
     lexibit quantize ./my-bert ./my-bert-2bit --bits 2 --calibrate my-texts.txt
 
+    lexibit quantize ./my-bert ./my-bert-2bit --bits 2 --outliers 0.001 --calibrate my-texts.txt
+
     lexibit quantize ./my-bert ./my-bert-3bit --bits 3 --groups row --levels-dtype float16
 
     lexibit quantize ./my-bert ./paper --bits 3 --option init=k-means++ --option iterations=3
