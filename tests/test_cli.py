@@ -20,6 +20,7 @@ COMMANDS = [
     "plan",
     "quantize",
     "inspect",
+    "verify",
     "compare",
     "sensitivity",
     "compare-schemes",

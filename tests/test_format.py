@@ -1,5 +1,6 @@
 """The stored form on disk, against a decoder written from its specification with numpy and json."""
 
+import hashlib
 import json
 import re
 import struct
@@ -259,8 +260,11 @@ def test_plain_safetensors_reads_the_file_with_the_documented_keys_and_dtypes(pa
         metadata = file.metadata()
     assert set(metadata) == {"lexibit"}
     document = json.loads(metadata["lexibit"])
-    assert set(document) == {"format", "weights"}
+    assert set(document) == {"format", "weights", "checksums"}
     assert document["format"] == 3
+    assert document["checksums"] == {
+        name: hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest() for name, array in arrays.items()
+    }
     assert document["weights"]["first.weight"] == {
         "shape": [5, 7],
         "bits": 3,

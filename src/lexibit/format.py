@@ -6,7 +6,9 @@ its other parts beside them, and the header's metadata says under the key ``lexi
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from math import prod
@@ -39,6 +41,8 @@ _FORMS_1 = [LevelForm.TABLE, LevelForm.UNIFORM, LevelForm.BINARY]
 _FIELDS_2 = _FIELDS_1 | {"extra", "mask"}
 # what a record holds and what forms its levels may have, by version
 _FIELDS = {1: _FIELDS_1, 2: _FIELDS_2, 3: _FIELDS_2 | {"outliers"}}
+_KEYS = {1: {"format", "weights"}, 2: {"format", "weights"}, 3: {"format", "weights", "checksums"}}
+_CHECKSUM = re.compile("[0-9a-f]{32}")
 _FORMS = {1: _FORMS_1, 2: list(LevelForm), 3: list(LevelForm)}
 
 # The floating-point dtypes of safetensors files that can be quantized.
@@ -57,10 +61,20 @@ _SAFETENSORS = {dtype: name for name, dtype in TORCH_DTYPES.items()} | {
 Index = dict[str, WeightSpec]
 
 
-def metadata(index: Mapping[str, WeightSpec]) -> dict[str, str]:
-    """What the header of a file says of its quantized weights."""
-    weights = {name: index[name].to_dict() for name in sorted(index)}
-    return {KEY: json.dumps({"format": VERSION, "weights": weights}, sort_keys=True)}
+def metadata(index: Mapping[str, WeightSpec], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """What the header of a file says of its quantized weights, and of the bytes of all tensors."""
+    document = {
+        "format": VERSION,
+        "weights": {name: spec.to_dict() for name, spec in index.items()},
+        "checksums": {name: checksum(tensor) for name, tensor in tensors.items()},
+    }
+    return {KEY: json.dumps(document, sort_keys=True)}
+
+
+def checksum(tensor: Tensor) -> str:
+    """BLAKE2b of a tensor's bytes as they stand in a file, 16 bytes in hexadecimal digits."""
+    raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    return hashlib.blake2b(raw.numpy().data, digest_size=16).hexdigest()
 
 
 def write(path: Path, tensors: Mapping[str, Tensor | CodebookWeight]) -> None:
@@ -80,7 +94,7 @@ def write(path: Path, tensors: Mapping[str, Tensor | CodebookWeight]) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], index: Index) -> None:
     """Write tensors of which some are the parts of the weights that ``index`` tells of."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata=metadata(index))
+    save_file(contiguous, path, metadata=metadata(index, contiguous))
 
 
 def read(paths: Iterable[Path]) -> dict[str, Tensor | CodebookWeight]:
@@ -98,10 +112,27 @@ def read(paths: Iterable[Path]) -> dict[str, Tensor | CodebookWeight]:
     weights = {}
     for name, spec in index.items():
         parts = {part: plain.pop(key) for part, key in spec.keys(name).items()}
-        for part in COMPUTED & parts.keys():
-            parts[part] = parts[part].to(getattr(torch, spec.dtype))
-        weights[name] = assemble(paths[0].parent, name, spec, parts)
+        weights[name] = _in_own_dtype(paths[0].parent, name, spec, parts)
     return plain | weights
+
+
+def read_weight(name: str, spec: WeightSpec, places: Mapping[str, Path]) -> CodebookWeight:
+    """One weight of a checkpoint whose headers were read, from the files that its tensors are in.
+
+    Raises:
+        FormatError: as :func:`assemble`.
+    """
+    parts = {}
+    for part, key in spec.keys(name).items():
+        with open_file(places[key]) as file:
+            parts[part] = file.get_tensor(key)
+    return _in_own_dtype(places[name], name, spec, parts)
+
+
+def _in_own_dtype(where: Path, name: str, spec: WeightSpec, parts: dict[str, Tensor]) -> CodebookWeight:
+    for part in COMPUTED & parts.keys():
+        parts[part] = parts[part].to(getattr(torch, spec.dtype))
+    return assemble(where, name, spec, parts)
 
 
 def assemble(where: Path, name: str, spec: WeightSpec, parts: Mapping[str, Tensor]) -> CodebookWeight:
@@ -163,12 +194,10 @@ def read_index(paths: Iterable[Path]) -> Index:
     found: dict[str, tuple[Path, str, list[int]]] = {}
     for path in paths:
         with open_file(path) as file:
-            for name, spec in _parse_index(path, (file.metadata() or {}).get(KEY)).items():
+            for name, spec in _parse_index(path, _document(path, file)).items():
                 source[name] = path
                 if index.setdefault(name, spec) != spec:
-                    raise FormatError(
-                        f"{path}: says of {name} something else than another file does: {_DAMAGED}"
-                    )
+                    raise _contradiction(path, name)
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
                 if name in found:
@@ -201,7 +230,37 @@ def _check_tensor(
         )
 
 
-def _parse_index(path: Path, text: str | None) -> Index:
+def _contradiction(path: Path, name: str) -> FormatError:
+    return FormatError(f"{path}: says of {name} something else than another file does: {_DAMAGED}")
+
+
+def read_checksums(paths: Iterable[Path]) -> dict[str, str]:
+    """The checksums of all tensors of a checkpoint, by name; none in files of format version 1 or 2.
+
+    Raises:
+        FormatError: they are no such thing, or contradict each other.
+    """
+    found: dict[str, str] = {}
+    for path in paths:
+        with open_file(path) as file:
+            listed = _document(path, file).get("checksums", {})
+        if not isinstance(listed, dict) or not all(
+            isinstance(one, str) and _CHECKSUM.fullmatch(one) for one in listed.values()
+        ):
+            raise FormatError(f"{path}: its checksums are none: {_DAMAGED}")
+        for name, one in listed.items():
+            if found.setdefault(name, one) != one:
+                raise _contradiction(path, name)
+    return found
+
+
+def _document(path: Path, file: Any) -> dict[str, Any]:
+    """What the header of an open file says, of a version that is known; nothing if it says nothing.
+
+    Raises:
+        FormatError: it is no document of such a version.
+    """
+    text = (file.metadata() or {}).get(KEY)
     if text is None:
         return {}
     if len(text) > MAX_INDEX:
@@ -216,9 +275,15 @@ def _parse_index(path: Path, text: str | None) -> Index:
             f"{path}: format version {version!r}, this lexibit reads 1 to {VERSION}: "
             "install the lexibit that wrote it, or a later one"
         )
-    if set(document) != {"format", "weights"} or not isinstance(document["weights"], dict):
+    if set(document) != _KEYS[version] or not isinstance(document["weights"], dict):
         raise FormatError(f"{path}: its index is no record of weights: {_DAMAGED}")
-    return {name: _parse_spec(path, version, name, item) for name, item in document["weights"].items()}
+    known: dict[str, Any] = document
+    return known
+
+
+def _parse_index(path: Path, document: dict[str, Any]) -> Index:
+    items = document.get("weights", {}).items()
+    return {name: _parse_spec(path, document["format"], name, item) for name, item in items}
 
 
 def _parse_spec(path: Path, version: int, name: str, item: Any) -> WeightSpec:

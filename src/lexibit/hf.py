@@ -172,7 +172,10 @@ class LexibitHfQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The tensors to store and what the header says of them."""
         tensors, index = stored_form(model)
-        return tensors, _OneKey(format.metadata(index))
+        # what transformers leaves out, as the model computes it
+        left_out = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+        written = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+        return tensors, _OneKey(format.metadata(index, written))
 
     def is_serializable(self) -> bool:
         """Yes."""

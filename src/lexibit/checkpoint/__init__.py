@@ -14,10 +14,12 @@ from lexibit.checkpoint.source import (
     plan,
 )
 from lexibit.checkpoint.target import CALIBRATION, quantize_to
+from lexibit.checkpoint.verification import Verified, verify
 
 __all__ = [
     "CALIBRATION",
     "Contents",
+    "Verified",
     "compare",
     "errors_against",
     "find",
@@ -34,4 +36,5 @@ __all__ = [
     "quantize_to",
     "read_texts",
     "save",
+    "verify",
 ]

@@ -26,6 +26,7 @@ from lexibit.cli.search import search
 from lexibit.cli.sensitivity import sensitivity
 from lexibit.cli.show import errors
 from lexibit.cli.tune import tune
+from lexibit.cli.verify import verify
 from lexibit.errors import LexibitError
 
 _INTERRUPTED = 130
@@ -59,6 +60,7 @@ for command in (
     plan,
     quantize,
     inspect,
+    verify,
     compare,
     sensitivity,
     compare_schemes,
