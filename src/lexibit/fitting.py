@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -118,6 +119,10 @@ def _quantize(
         found, pruned = source.of(values)
     if moments is None or values.numel() == 0:
         choice = outliers.choose(scheme, values, spec, found, seed, axis)
+        if pruned is not None and choice.outliers is not None:
+            places, added = choice.outliers
+            # a weight that a mask makes zero stays zero
+            choice = replace(choice, outliers=(places, added.masked_fill(pruned.reshape(-1)[places], 0.0)))
         return _packed(name, spec, choice, pruned, weight), None
     if found is not None or source is not None:
         raise LexibitError(

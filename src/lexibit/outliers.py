@@ -79,8 +79,8 @@ def beyond(matrix: Tensor, places: Tensor, values: Tensor) -> Tensor:
 
 
 def as_stored(values: Tensor) -> Tensor:
-    """Numbers rounded to float16, the largest that it has in the place of those beyond it."""
-    most = torch.finfo(torch.float16).max
+    """Numbers rounded to float16; those beyond it are cut, so that bfloat16 too can say what is stored."""
+    most = 65280.0  # the largest that both have
     return values.clamp(-most, most).to(torch.float16).to(values.dtype)
 
 

@@ -148,7 +148,7 @@ def _reconstruct(
     if found is None:
         lost = gathering.reconstruct(block.place, [weight for _, weight in mine], effort.passes)
         if lost is None:
-            _logger.warning("the levels of %s are not trained: it gives no tensor", unit)
+            _logger.warning("the levels of %s are not trained: it gives no tensor in float32", unit)
             return
         found = (
             mine,

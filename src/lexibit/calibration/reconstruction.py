@@ -36,14 +36,23 @@ def reconstruct(
 
     Returns:
         The error before and after, over the mean square of the float block's outputs. It is never more:
-        levels that are worse are not kept. None if the block gives no tensor to compare.
+        levels that are worse are not kept. None if the
+        block gives no tensor to compare, or computes in less than float32.
     """
     chain, number = place
+    if any(weight.levels.dtype != torch.float32 for weight in weights):
+        return None
+    ours.advance(tuple(max(number, at) if row == chain else at for row, at in enumerate(ours.point)))
+    assert ours.point[chain] == number >= theirs.point[chain]
     theirs.advance(tuple(number + 1 if row == chain else at for row, at in enumerate(theirs.point)))
     block, count = ours.block(place), range(ours.count)
     if not isinstance(theirs.hands_on(place, 0), Tensor):
         return None
-    targets = [ours.unpadded(block, batch, theirs.hands_on(place, batch)) for batch in count]
+    targets = [ours.unpadded(block, batch, theirs.hands_on(place, batch)).float() for batch in count]
+    # of a batch that is all padding nothing can be learnt
+    seen = [batch for batch in count if targets[batch].numel()]
+    if not seen:
+        return None
     with ours.reaching(block) as inputs:
 
         def lost(batch: int) -> Tensor:
@@ -56,11 +65,11 @@ def reconstruct(
             with torch.no_grad():
                 return float(lost(batch))
 
-        size = sum(float(target.square().mean()) for target in targets) or 1.0
-        before = sum(side_by_side(off, count))
+        size = sum(float(target.square().mean()) for target in targets if target.numel()) or 1.0
+        before = sum(side_by_side(off, seen))
         levels = [weight.levels.clone() for weight in weights]
-        _train(weights, lost, ours.count, passes)
-        after = sum(side_by_side(off, count))
+        _train(weights, lost, seen, passes)
+        after = sum(side_by_side(off, seen))
         if not after < before:
             after = before
             for weight, one in zip(weights, levels, strict=True):
@@ -68,22 +77,27 @@ def reconstruct(
     return before / size, after / size
 
 
-def _train(weights: Sequence[CodebookWeight], lost: Callable[[int], Tensor], count: int, passes: int) -> None:
+def _train(
+    weights: Sequence[CodebookWeight], lost: Callable[[int], Tensor], batches: Sequence[int], passes: int
+) -> None:
     """Adam, some batches a step: their gradients are found side by side, and added in the batches' order."""
     levels = [weight.train_levels() for weight in weights]
     rates = [_RATE * float(one.detach().abs().mean()) for one in levels]
     groups = [{"params": [one], "lr": rate} for one, rate in zip(levels, rates, strict=True)]
     optimizer = torch.optim.Adam(groups, betas=_BETAS, eps=1e-20)
     draw = torch.Generator().manual_seed(0)
-    steps = -(-count // _AT_ONCE)
+    steps = -(-len(batches) // _AT_ONCE)
 
     def gradients(batch: int) -> tuple[Tensor, ...]:
         with torch.inference_mode(False), torch.enable_grad():
-            return torch.autograd.grad(lost(batch), levels, materialize_grads=True)
+            error = lost(batch)
+            if not error.requires_grad:  # nothing of it runs on this batch
+                return tuple(map(torch.zeros_like, levels))
+            return torch.autograd.grad(error, levels, materialize_grads=True)
 
     try:
         for number in range(passes):
-            order = torch.randperm(count, generator=draw).tolist()
+            order = [batches[at] for at in torch.randperm(len(batches), generator=draw).tolist()]
             for step in range(steps):
                 gone = (number * steps + step) / (passes * steps)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):

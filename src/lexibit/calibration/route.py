@@ -131,7 +131,8 @@ def whole_blocks(model: nn.Module, way: Route) -> dict[int, list[Block]]:
             for at, stage in enumerate(way.stages):
                 mine = [one for one in stage.weights if all(use.module in inside for use in one.uses)]
                 weights += mine
-                last = at if mine else last
+                # weights that are shared with other blocks may come after its own
+                last = at if mine or stage.point[row] <= number else last
             if weights:
                 found.setdefault(last, []).append(Block(names[module], (row, number), weights))
     return found

@@ -190,11 +190,16 @@ PyObject* add_outliers(PyObject*, PyObject* arguments) {
                         &transposed))
     return nullptr;
   const lexibit::Outliers outliers = {address<float>(values), address<std::uint16_t>(gaps), count, rows, columns};
-  // in a weight that was not read from a file nobody has looked at these
-  if (!outliers.inside()) return PyErr_Format(PyExc_IndexError, "outliers behind the last of %lld weights", rows * columns);
-  return unlocked([&] {
-    lexibit::add_outliers(outliers, address<float>(x), tokens, address<float>(out), transposed, threads);
+  bool inside = true;
+  PyObject* done = unlocked([&] {
+    inside = lexibit::add_outliers(outliers, address<float>(x), tokens, address<float>(out), transposed, threads);
   });
+  if (done && !inside) {
+    // in a weight that was not read from a file nobody has looked at these before
+    Py_DECREF(done);
+    return PyErr_Format(PyExc_IndexError, "outliers behind the last of %lld weights", rows * columns);
+  }
+  return done;
 }
 
 // A linear layer from (weight, bias).

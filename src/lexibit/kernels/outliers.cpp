@@ -6,13 +6,7 @@
 
 namespace lexibit {
 
-bool Outliers::inside() const {
-  std::int64_t place = -1;
-  for (std::int64_t i = 0; i < count; ++i) place += gaps[i] + 1;
-  return place < rows * columns;
-}
-
-void add_outliers(const Outliers& outliers, const float* x, std::int64_t tokens, float* out, bool transposed, int threads) {
+bool add_outliers(const Outliers& outliers, const float* x, std::int64_t tokens, float* out, bool transposed, int threads) {
   struct Entry {
     std::int64_t from, to;
     float value;
@@ -21,6 +15,7 @@ void add_outliers(const Outliers& outliers, const float* x, std::int64_t tokens,
   std::int64_t place = -1;
   for (std::int64_t i = 0; i < outliers.count; ++i) {
     place += outliers.gaps[i] + 1;
+    if (place >= outliers.rows * outliers.columns) return false;
     const std::int64_t row = place / outliers.columns, column = place % outliers.columns;
     entries[static_cast<std::size_t>(i)] = {transposed ? row : column, transposed ? column : row, outliers.values[i]};
   }
@@ -30,6 +25,7 @@ void add_outliers(const Outliers& outliers, const float* x, std::int64_t tokens,
     float* sums = out + token * width;
     for (const Entry& one : entries) sums[one.to] += one.value * given[one.from];
   });
+  return true;
 }
 
 }  // namespace lexibit

@@ -236,10 +236,10 @@ def _add_outliers(x: Tensor, weight: Stored, out: Tensor, transposed: bool) -> N
         return
     values, gaps = values.contiguous(), gaps.contiguous()
     _kernels.add_outliers(
-        _threads(len(x) * len(values)),
+        _threads(len(x) * values.numel()),
         values.data_ptr(),
         gaps.data_ptr(),
-        len(values),
+        values.numel(),
         *matrix_shape(tuple(weight.shape)),
         x.data_ptr(),
         len(x),

@@ -174,7 +174,8 @@ def linear_rounded(x: Tensor, weight: Stored, bias: Tensor | None, activation: s
     decoded = decode(in_codes)
     product = linear(rounded, decoded, None, False) * scale
     if weight.outliers is not None:
-        beside = add_outliers(torch.zeros_like(decoded), weight)
+        own = weight._replace(outliers=weight.outliers.to(decoded.dtype))
+        beside = add_outliers(torch.zeros_like(decoded), own)
         product = product + linear(x, beside.to(x.dtype), None, False)
     return ACTIVATIONS[activation](product if bias is None else product + bias)
 
