@@ -24,6 +24,8 @@ def verify(
     [bold]Examples[/]
 
     lexibit verify ./minilm-4bit
+
+    lexibit verify ./minilm-4bit/model.safetensors --json
     """
     found = checkpoint.verify(checkpoint.find(quantized))
     if json:
