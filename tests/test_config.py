@@ -139,6 +139,7 @@ def test_another_quantization_method_is_refused() -> None:
 # records ---------------------------------------------------------------------------------------
 
 FULL = {
+    "outliers": 0.002,
     "scheme": "kmeans",
     "bits": 3,
     "groups": "rows:6",
