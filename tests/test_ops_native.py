@@ -90,7 +90,11 @@ def test_everything_a_weight_does_is_what_the_reference_does(weight: Stored, dat
     x = torch.randn(tokens, inside, generator=generator)
     bias = torch.randn(outside, generator=generator) if data.draw(st.booleans()) else None
     found = native.linear(x, weight, bias, transposed)
-    close(found, x, decoded.t() if transposed else decoded, bias)
+    # what the codes say and what is added to it are multiplied each for itself
+    in_codes = reference.decode(weight._replace(outliers=None, gaps=None))
+    added = reference.add_outliers(torch.zeros_like(in_codes), weight)
+    both = [part.t() if transposed else part for part in (in_codes, added)]
+    close(found, torch.cat([x, x], 1), torch.cat(both, 1), bias)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -206,6 +210,7 @@ def test_outliers_behind_the_end_are_told(random_weight: Make) -> None:
         ({"gaps": far}, IndexError),
         ({"gaps": far[:2]}, ValueError),
         ({"gaps": None}, ValueError),
+        ({"outliers": torch.empty(50, 0), "gaps": far}, ValueError),
         ({"gaps": far.int()}, TypeError),
         ({"outliers": None}, ValueError),
     ):

@@ -90,6 +90,45 @@ def test_a_weight_that_a_mask_makes_zero_is_none() -> None:
     assert (found.decode().view(-1)[zero] == 0).all()
 
 
+def test_masks_hold_where_there_are_more_outliers_than_weights_that_count() -> None:
+    w = torch.randn(40, 50, generator=torch.Generator().manual_seed(0))
+    importance = "E=1,P=0.95,mask"
+    without = quantize_tensor(w, Recipe(importance=importance))
+    found = quantize_tensor(w, Recipe(importance=importance, outliers=0.1))
+    assert found.spec.outliers == 200
+    zero = without.decode() == 0
+    assert zero.sum() >= 1900
+    assert (found.decode()[zero] == 0).all()
+    assert squares(w - found.decode()) < squares(w - without.decode())
+
+
+def test_a_sum_beyond_its_dtype_is_told() -> None:
+    told = 0
+    for seed in range(40):
+        draw = torch.Generator().manual_seed(seed)
+        w = (torch.rand(20, 25, generator=draw) - 0.5) * 120_000
+        w[0, :3] = 65504
+        try:
+            found = quantize_tensor(w.half(), Recipe(bits=2, outliers=0.05), name="h")
+        except LexibitError as error:
+            told += "do not fit" in str(error)
+            continue
+        assert found.decode().isfinite().all()
+    assert told
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("compute", ["int8", "bfloat16"])
+def test_rounded_products_in_half_precision(dtype: torch.dtype, compute: str) -> None:
+    w, x = spiky(), torch.randn(3, 50)
+    found = quantize_tensor(w.to(dtype), Recipe(bits=3, outliers=0.02))
+    found.compute = compute
+    given = found.linear(x.to(dtype))
+    assert given.dtype == dtype
+    expected = x @ found.decode().float().T
+    assert (given.float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
 @pytest.mark.parametrize(
     "w", [torch.zeros(40, 50), torch.full((40, 50), 3.0), torch.randn(1, 2000), torch.zeros(0, 7)]
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -118,11 +117,7 @@ def _quantize(
     elif isinstance(source, importances.Magnitude):
         found, pruned = source.of(values)
     if moments is None or values.numel() == 0:
-        choice = outliers.choose(scheme, values, spec, found, seed, axis)
-        if pruned is not None and choice.outliers is not None:
-            places, added = choice.outliers
-            # a weight that a mask makes zero stays zero
-            choice = replace(choice, outliers=(places, added.masked_fill(pruned.reshape(-1)[places], 0.0)))
+        choice = outliers.choose(scheme, values, spec, found, seed, axis, zero=pruned)
         return _packed(name, spec, choice, pruned, weight), None
     if found is not None or source is not None:
         raise LexibitError(
@@ -140,7 +135,7 @@ def _packed(
     """What was chosen as it will be stored and computed with, on the weight's device."""
     stored = choice.levels.to(getattr(torch, spec.levels_dtype)).to(weight.dtype)
     packed = CodebookWeight.from_codes(spec, choice.codes, stored, choice.origins, pruned, choice.outliers)
-    reach = _reach(spec, stored, choice.origins)
+    reach = _reach(spec, stored, choice)
     if reach >= torch.finfo(weight.dtype).max and not packed.decode().isfinite().all():
         # a scale that was rounded up may carry the largest weight over the end of its dtype
         if spec.form is not LevelForm.TABLE:
@@ -159,8 +154,9 @@ def _packed(
     return packed.to(weight.device)
 
 
-def _reach(spec: WeightSpec, levels: Tensor, origins: Tensor | None) -> float:
-    """A bound of what a level, or the sum of a split channel's, can come to."""
+def _reach(spec: WeightSpec, levels: Tensor, choice: schemes.Choice) -> float:
+    """A bound of what a level, or the sum of a split channel's, can come to, outliers added."""
+    origins = choice.origins
     size = levels.double().abs()
     if levels.numel() == 0:
         return 0.0
@@ -168,7 +164,8 @@ def _reach(spec: WeightSpec, levels: Tensor, origins: Tensor | None) -> float:
         size[:, 0] *= 1 << (spec.bits - 1)
     largest = size.max() if spec.form is LevelForm.TABLE else size.sum(1).max()
     parts = 1 if origins is None or not len(origins) else 1 + int(origins.bincount().max())
-    return float(largest) * parts
+    added = 0.0 if choice.outliers is None else float(choice.outliers[1].abs().max())
+    return float(largest) * parts + added
 
 
 def _drowned(spec: WeightSpec, levels: Tensor, stored: Tensor) -> bool:

@@ -28,6 +28,7 @@ def choose(
     seed: int,
     axis: int,
     counts: Tensor | None = None,
+    zero: Tensor | None = None,
 ) -> Choice:
     """Levels and codes by a scheme, and the outliers of a weight.
 
@@ -43,14 +44,13 @@ def choose(
         seed: of any random choice.
         axis: of the input channels: 1 (columns), or 0.
         counts: how much a weight's squared error counts, like the matrix; the importance if not given.
+        zero: bool, like the matrix: weights that a mask makes zero, to which nothing is added; or None.
     """
     choice = scheme.choose(matrix, spec.groups, spec.bits, importance, seed, axis)
     if not spec.outliers:
         return choice
-    counts = (
-        torch.ones(()) if importance is None and counts is None else importance if counts is None else counts
-    )
-    assert counts is not None
+    if counts is None:
+        counts = torch.ones_like(matrix) if importance is None else importance
     lost = matrix - decoded(spec, choice)
     found = []
     for size in (lost, matrix):
@@ -59,6 +59,8 @@ def choose(
         anew = scheme.choose(rest, spec.groups, spec.bits, importance, seed, axis)
         for one in (choice, anew):
             off = matrix - decoded(spec, one)
+            if zero is not None:
+                off.masked_fill_(zero, 0.0)
             values = as_stored(off.view(-1)[places])
             off = beyond(off, places, -values)
             error = float(off.square_().mul_(counts).double().sum())

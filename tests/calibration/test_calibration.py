@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -613,3 +613,91 @@ def test_what_is_kept_of_a_block_goes_on(
     last = Calibration(given, folder=kept)
     lexibit.quantize(tiny_model("bert-mlm"), CONFIG, calibration=last, progress=False)
     assert "block bert.encoder.layer.0 is of other codes: done anew" in caplog.text
+
+
+def test_a_block_waits_for_what_lies_in_front_of_it(tiny_model: Any) -> None:
+    # keys and values of a later layer's attention to the encoder are known before the earlier layer is done
+    name, given = "marian", batches("marian")
+    later = ["*decoder.layers.1.encoder_attn.k_proj*", "*decoder.layers.1.encoder_attn.v_proj*"]
+    found = {}
+    for include in (["*decoder.layers.0.*"], ["*decoder.layers.0.*", *later]):
+        model, calibration = tiny_model(name), Calibration(given)
+        config = LexibitConfig(bits=2, groups="row", include=include)
+        lexibit.quantize(model, config, calibration=calibration, progress=False)
+        blocks = {one.block: (one.block_before, one.block_after) for one in calibration.weights}
+        found[len(include)] = codebooks(model), blocks
+    (alone, first), (both, second) = found[1], found[3]
+    block = next(name for name in first if name.endswith("decoder.layers.0"))
+    assert second[block] == first[block]
+    assert any(name.endswith("decoder.layers.1") for name in second)
+    for key, weight in alone.items():
+        assert torch.equal(weight.codes, both[key].codes)
+        assert torch.equal(weight.levels, both[key].levels)
+
+
+def test_a_batch_of_padding_teaches_nothing(tiny_model: Any) -> None:
+    given = batches("bert-mlm")
+    nothing = {key: value.clone() for key, value in given[0].items()}
+    nothing["attention_mask"].zero_()
+    found = []
+    for used in (given, [*given, nothing]):
+        calibration = Calibration(used, Effort(passes=8))
+        lexibit.quantize(tiny_model("bert-mlm"), CONFIG, calibration=calibration, progress=False)
+        found.append([(one.block, one.block_before, one.block_after) for one in calibration.weights])
+    assert any(before is not None and after < before for _, before, after in found[0])
+    assert [block for block, *_ in found[0]] == [block for block, *_ in found[1]]
+    for one in found[1]:
+        assert all(value is None or value == value for value in one[1:])
+
+
+def test_blocks_in_half_precision_are_left_alone_and_that_is_said(tiny_model: Any, caplog: Any) -> None:
+    model, calibration = tiny_model("bert-mlm").half(), Calibration(batches("bert-mlm"))
+    lexibit.quantize(model, CONFIG, calibration=calibration, progress=False)
+    assert {one.block for one in calibration.weights} == {""}
+    assert all(one.after is not None for one in calibration.weights if "layer" in one.name)
+    assert "the levels of bert.encoder.layer.0 are not trained" in caplog.text
+
+
+class Part(nn.Module):
+    """A block that gives more than a tensor, and keeps a table that it makes when it runs first."""
+
+    def __init__(self, wrap: Any) -> None:
+        super().__init__()
+        self.dense, self.wrap, self.table = nn.Linear(12, 12), wrap, torch.zeros(0)
+
+    def forward(self, given: Any) -> Any:
+        x = given if isinstance(given, Tensor) else given[0]
+        if self.table.shape[0] < x.shape[1]:
+            self.table = torch.linspace(0.5, 1.5, x.shape[1])[:, None]
+        return self.wrap(torch.tanh(self.dense(x)) * self.table[: x.shape[1]])
+
+
+class Pair(NamedTuple):
+    hidden: Tensor
+    twice: Tensor
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda x: x, lambda x: (x, x), lambda x: Pair(x, 2 * x), lambda x: [x, x]],
+    ids=["tensor", "tuple", "named", "list"],
+)
+def test_blocks_may_give_and_keep_what_they_like(wrap: Any) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([Part(wrap) for _ in range(3)])
+
+        def forward(self, x: Any) -> Any:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    torch.manual_seed(0)
+    model = Model().eval()
+    given = [{"x": torch.randn(2, 4 + number, 12)} for number in range(4)]
+    calibration = Calibration(given)
+    lexibit.quantize(model, CONFIG, calibration=calibration, progress=False)
+    assert len(codebooks(model)) == 3
+    trained = {one.block for one in calibration.weights} - {""}
+    assert len(trained) == (0 if isinstance(wrap(torch.zeros(1)), list) else 3)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lexibit.calibration.reconstruction import reconstruct
-from lexibit.calibration.route import Route, Stage, find_route
+from lexibit.calibration.route import Place, Route, Stage, find_route
 from lexibit.calibration.runs import Batch, Runs, why_not
 from lexibit.errors import LexibitError
 from lexibit.files import replacing
@@ -80,9 +80,9 @@ class Gathering:
                 return _sum(parts)
 
     def reconstruct(
-        self, place: tuple[int, int], weights: Sequence[CodebookWeight], passes: int
+        self, place: Place, weights: Sequence[CodebookWeight], passes: int
     ) -> tuple[float, float] | None:
-        """Train the levels of a block, whose weights are in codes; see :func:`reconstruct`."""
+        """Train the levels of a block whose weights are in codes, as the module of that name says."""
         assert self._theirs is not None
         return reconstruct(self._ours, self._theirs, place, weights, passes)
 

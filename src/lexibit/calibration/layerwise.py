@@ -148,7 +148,10 @@ def _reconstruct(
     if found is None:
         lost = gathering.reconstruct(block.place, [weight for _, weight in mine], effort.passes)
         if lost is None:
-            _logger.warning("the levels of %s are not trained: it gives no tensor in float32", unit)
+            _logger.warning(
+                "the levels of %s are not trained: they, or what it gives, are no float32 tensors",
+                block.name,
+            )
             return
         found = (
             mine,

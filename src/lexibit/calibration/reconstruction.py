@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lexibit.calibration.runs import Place, Runs, hidden
+from lexibit.calibration.route import Place
+from lexibit.calibration.runs import Runs, hidden
 from lexibit.threads import side_by_side
 from lexibit.weight import CodebookWeight
 
@@ -36,8 +37,8 @@ def reconstruct(
 
     Returns:
         The error before and after, over the mean square of the float block's outputs. It is never more:
-        levels that are worse are not kept. None if the
-        block gives no tensor to compare, or computes in less than float32.
+        levels that are worse are not kept. None if the block gives no tensor to compare, or one that is all
+        padding, or its levels are not in float32.
     """
     chain, number = place
     if any(weight.levels.dtype != torch.float32 for weight in weights):
@@ -48,7 +49,7 @@ def reconstruct(
     block, count = ours.block(place), range(ours.count)
     if not isinstance(theirs.hands_on(place, 0), Tensor):
         return None
-    targets = [ours.unpadded(block, batch, theirs.hands_on(place, batch)).float() for batch in count]
+    targets = [ours.unpadded(block, batch, theirs.hands_on(place, batch)) for batch in count]
     # of a batch that is all padding nothing can be learnt
     seen = [batch for batch in count if targets[batch].numel()]
     if not seen:

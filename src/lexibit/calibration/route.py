@@ -15,6 +15,9 @@ from lexibit.replay import chains
 Point = tuple[int, ...]
 """How many blocks of each chain have ended."""
 
+Place = tuple[int, int]
+"""The number of a chain, and that of a block in it."""
+
 
 @dataclass
 class Stage:
@@ -54,12 +57,12 @@ class Block:
 
     Attributes:
         name: of the module that it is.
-        place: the number of its chain, and its own in that.
+        place: where it is.
         weights: of the plan.
     """
 
     name: str
-    place: tuple[int, int]
+    place: Place
     weights: list[PlannedWeight]
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lexibit.calibration.route import Point, Stage, given
+from lexibit.calibration.route import Place, Point, Stage, given
 from lexibit.errors import LexibitError
 from lexibit.plan import Use
 from lexibit.replay import Replay
@@ -27,25 +27,10 @@ _OF_ENCODER = re.compile(
 )
 
 
-Place = tuple[int, int]
-"""The number of a chain, and that of a block in it."""
-
-
 def hidden(output: Any) -> Tensor:
     """What a block hands on to the next: the first of several things."""
     first: Tensor = output[0] if isinstance(output, tuple) else output
     return first
-
-
-def _own(value: Any) -> Any:
-    """A copy in which autograd may look: what is made in inference mode it may not keep."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, tuple):
-        return tuple(map(_own, value))
-    if isinstance(value, dict):
-        return {name: _own(one) for name, one in value.items()}
-    return value
 
 
 class _Enough(Exception):  # noqa: N818 - it is no error
@@ -128,8 +113,8 @@ class Runs:
                 self.run(number)
             finally:
                 here.reaches = False
-            args, kwargs = here.call
-            return _own(args), _own(kwargs)
+            call: tuple[tuple[Any, ...], dict[str, Any]] = here.call
+            return call
 
         with ExitStack() as undo:
             for replay in self._replays:
@@ -140,7 +125,8 @@ class Runs:
     def run(self, number: int) -> None:
         """Run one batch, as far as a hook lets it."""
         self._here.number, self._here.calls, self._here.inputs = number, 0, []
-        with torch.inference_mode(), suppress(_Enough):
+        # not in inference mode, whose tensors a block whose levels are trained could not keep
+        with torch.no_grad(), suppress(_Enough):
             self._model(**self._batches[number])
 
     @contextmanager

@@ -13,7 +13,8 @@ struct Outliers {
 };
 
 // Adds to out [tokens, rows] what x [tokens, columns] gives with them; transposed, rows and columns change places.
-// False if they do not all lie in the weight: then nothing was added. Each number of out gets its sums in the outliers' order, whatever the number of threads.
+// False if they do not all lie in the weight: then nothing was added. Each number of out gets its sums in the outliers'
+// order, whatever the number of threads.
 bool add_outliers(const Outliers& outliers, const float* x, std::int64_t tokens, float* out, bool transposed, int threads);
 
 }  // namespace lexibit

@@ -214,7 +214,7 @@ def linear(x: Tensor, weight: Stored, bias: Tensor | None, transposed: bool) -> 
     flat = x.reshape(prod(x.shape[:-1]), inside).contiguous()
     bias = None if bias is None else bias.contiguous()
     out = x.new_empty(*x.shape[:-1], outside)
-    name, arguments, _parts = _weight(weight)
+    name, arguments, parts = _weight(weight)
     _kernels.linear(
         name,
         _threads(flat.shape[0] * rows * columns),
@@ -225,22 +225,23 @@ def linear(x: Tensor, weight: Stored, bias: Tensor | None, transposed: bool) -> 
         out.data_ptr(),
         transposed,
     )
-    _add_outliers(flat, weight, out, transposed)
+    _add_outliers(flat, weight.shape, parts, out, transposed)
     return out
 
 
-def _add_outliers(x: Tensor, weight: Stored, out: Tensor, transposed: bool) -> None:
-    """Add to a product what the outliers give: ``x`` is ``[tokens, ...]``, all is contiguous."""
-    values, gaps = weight.outliers, weight.gaps
+def _add_outliers(
+    x: Tensor, shape: Sequence[int], parts: Sequence[Tensor | None], out: Tensor, transposed: bool
+) -> None:
+    """Add to a product what the outliers give: ``x`` is ``[tokens, ...]``, the parts were checked."""
+    *_, values, gaps = parts
     if values is None or gaps is None:
         return
-    values, gaps = values.contiguous(), gaps.contiguous()
     _kernels.add_outliers(
         _threads(len(x) * values.numel()),
         values.data_ptr(),
         gaps.data_ptr(),
         values.numel(),
-        *matrix_shape(tuple(weight.shape)),
+        *matrix_shape(tuple(shape)),
         x.data_ptr(),
         len(x),
         out.data_ptr(),
@@ -256,7 +257,7 @@ def linear_rounded(x: Tensor, weight: Stored, bias: Tensor | None, activation: s
     flat = x.reshape(prod(x.shape[:-1]), columns).contiguous()
     bias = None if bias is None else bias.contiguous()
     out = x.new_empty(*x.shape[:-1], rows)
-    name, arguments, _parts = _weight(weight)
+    name, arguments, parts = _weight(weight)
     at_once = activation if weight.outliers is None else "none"
     _kernels.linear_rounded(
         name,
@@ -269,7 +270,7 @@ def linear_rounded(x: Tensor, weight: Stored, bias: Tensor | None, activation: s
         _ACTIVATIONS[at_once],
         out.data_ptr(),
     )
-    _add_outliers(flat, weight, out, False)
+    _add_outliers(flat, weight.shape, parts, out, False)
     return out if at_once == activation else reference.ACTIVATIONS[activation](out)
 
 
@@ -345,12 +346,11 @@ def _weight(weight: Stored) -> tuple[str, tuple[int, ...], list[Tensor | None]]:
     )
     parts = [None if part is None else part.contiguous() for part in weight.parts]
     given = [0 if part is None else part.numel() for part in parts]
-    outliers = given[4]
     # an operator may be called by hand: nothing is read behind the end
     for part, dtype in zip(parts, _DTYPES, strict=True):
         if part is not None and (not part.is_cpu or part.dtype not in dtype):
             raise TypeError(f"a part of a weight is {part.dtype} on {part.device}, not {dtype[0]} on a CPU")
-    if given != [*layout.sizes, outliers, outliers]:
+    if given != [*layout.sizes, *2 * [given[-1]]]:
         raise ValueError(f"a weight's parts have {given} elements, its layout asks for {layout.sizes}")
     pointers = [0 if part is None else part.data_ptr() for part in parts]
     numbers = (pointers[0], given[0], pointers[1], *layout.numbers, pointers[2], *weight.extra, pointers[3])
