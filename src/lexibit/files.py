@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -13,6 +14,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from lexibit.errors import LexibitError
+
+CANNOT_WRITE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+)
+"""What the system says when it is the disk, and no fault of the program."""
 
 
 @contextmanager
@@ -63,3 +69,25 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def occupied(out: Path) -> bool:
+    """Whether there is something where a new folder is to be; an empty folder is nothing."""
+    return out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir())))
+
+
+def exists_already(out: Path) -> LexibitError:
+    """The error for a new folder whose place is taken."""
+    return LexibitError(f"{out}: exists already: choose another folder, or remove it first")
+
+
+def finish_folder(folder: Path) -> None:
+    """Have the disk keep all of a new folder, with the modes that the umask gives to new files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
+        sync(path)
+    sync(folder)

@@ -61,14 +61,19 @@ _SAFETENSORS = {dtype: name for name, dtype in TORCH_DTYPES.items()} | {
 Index = dict[str, WeightSpec]
 
 
-def metadata(index: Mapping[str, WeightSpec], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def metadata(index: Mapping[str, WeightSpec], checksums: Mapping[str, str]) -> dict[str, str]:
     """What the header of a file says of its quantized weights, and of the bytes of all tensors."""
     document = {
         "format": VERSION,
         "weights": {name: spec.to_dict() for name, spec in index.items()},
-        "checksums": {name: checksum(tensor) for name, tensor in tensors.items()},
+        "checksums": dict(checksums),
     }
     return {KEY: json.dumps(document, sort_keys=True)}
+
+
+def checksums(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The checksum of each tensor."""
+    return {name: checksum(tensor) for name, tensor in tensors.items()}
 
 
 def checksum(tensor: Tensor) -> str:
@@ -94,7 +99,7 @@ def write(path: Path, tensors: Mapping[str, Tensor | CodebookWeight]) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], index: Index) -> None:
     """Write tensors of which some are the parts of the weights that ``index`` tells of."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata=metadata(index, contiguous))
+    save_file(contiguous, path, metadata=metadata(index, checksums(contiguous)))
 
 
 def read(paths: Iterable[Path]) -> dict[str, Tensor | CodebookWeight]:

@@ -175,7 +175,7 @@ class LexibitHfQuantizer(HfQuantizer):
         # what transformers leaves out, as the model computes it
         left_out = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
         written = {name: tensor for name, tensor in tensors.items() if name not in left_out}
-        return tensors, _OneKey(format.metadata(index, written))
+        return tensors, _OneKey(format.metadata(index, format.checksums(written)))
 
     def is_serializable(self) -> bool:
         """Yes."""
@@ -202,6 +202,14 @@ class LexibitHfQuantizer(HfQuantizer):
         # transformers keeps config.dtype as text once a model was saved
         model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         return model
+
+
+class NoWeights(LexibitHfQuantizer):
+    """What makes ``save_pretrained`` write all but the weights."""
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Nothing."""
+        return {}, {}
 
 
 class _OneKey(dict[str, str]):

@@ -154,6 +154,10 @@ class PlannedWeight:
         """Its size when stored."""
         return self.spec.nbytes
 
+    def alone(self) -> PlannedWeight:
+        """The same without its modules: free of the model, to be sent to another process, say."""
+        return replace(self, uses=tuple(replace(use, module=nn.Module()) for use in self.uses))
+
     def by(self, recipe: Recipe) -> PlannedWeight:
         """The same weight by another recipe.
 

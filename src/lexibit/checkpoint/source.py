@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from lexibit import format, models
 from lexibit.config import LexibitConfig
@@ -221,18 +223,65 @@ def _load(cls: type[PreTrainedModel], folder: Path, **settings: Any) -> PreTrain
 def plan(source: Path, config: LexibitConfig) -> Plan:
     """The plan for a folder or file; reads no weights."""
     if source.is_file():
-        refuse_packed(source)
-        return Plan.of_tensors(_headers(source), config)
-    cls, its_config = model_class(source)
-    _check_float(source, its_config)
-    dtype = getattr(its_config, "dtype", None) or torch.float32
+        return Plan.of_tensors(headers(source), config)
+    return Plan.of(skeleton(source), config)
+
+
+def skeleton(folder: Path) -> PreTrainedModel:
+    """The float model in a folder without its values: on the meta device, in the class that saved it.
+
+    Raises:
+        LexibitError: it is quantized already, or its config.json cannot be used.
+    """
+    cls, config = model_class(folder)
+    _check_float(folder, config)
     with torch.device("meta"):
-        model = cls._from_config(its_config, dtype=dtype)  # type: ignore[no-untyped-call]
-    return Plan.of(model, config)
+        model: PreTrainedModel = cls._from_config(config, dtype=_dtype(folder, config))  # type: ignore[no-untyped-call]
+    return model
 
 
-def _headers(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file without their values: on the meta device."""
+def _dtype(folder: Path, config: PreTrainedConfig) -> torch.dtype:
+    """In which dtype transformers loads a folder: what its configuration says, else that of its weights."""
+    named = getattr(config, "dtype", None)
+    if named is not None:
+        dtype: torch.dtype = getattr(torch, named) if isinstance(named, str) else named
+        return dtype
+    for file in model_files(folder)[:1]:
+        for tensor in headers(file).values():
+            if tensor.dtype in format.TORCH_DTYPES.values():
+                return tensor.dtype
+    return torch.float32
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers loads from a folder of a float model; none if there are none.
+
+    Raises:
+        FormatError: its index cannot be read, or lists a file that is not there.
+    """
+    one, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
+    if one.is_file():
+        return [one]
+    if not index.is_file():
+        return []
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [folder / name for name in names]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FormatError(f"{index}: is no index of shards ({error}): copy or download it again") from error
+    for file in files:
+        if not file.is_file():
+            raise FormatError(f"{index}: lists {file.name}, which is not there: copy or download it again")
+    return files
+
+
+def headers(file: Path) -> dict[str, Tensor]:
+    """The tensors of a float safetensors file without their values: on the meta device.
+
+    Raises:
+        LexibitError: it holds weights in codes, or is damaged.
+    """
+    refuse_packed(file)
     tensors = {}
     with format.open_file(file) as opened:
         for name in opened.keys():  # noqa: SIM118

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import logging
 import os
 import shutil
 import tempfile
@@ -10,24 +10,26 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
-from lexibit import format
 from lexibit.calibration.layerwise import Calibration
-from lexibit.checkpoint.source import WEIGHT_FILES, load_float, load_tensors, weight_files
+from lexibit.checkpoint import layout, streaming
+from lexibit.checkpoint.source import WEIGHT_FILES, load_float, weight_files
+from lexibit.checkpoint.unfinished import unfinished
 from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
-from lexibit.files import sync, write_json
-from lexibit.fitting import Quantizing
+from lexibit.files import CANNOT_WRITE, exists_already, finish_folder, occupied, sync, write_json
+from lexibit.hf import NoWeights
 from lexibit.plan import Plan
 from lexibit.quantize import quantize
 
-WEIGHTS = "model.safetensors"
+_logger = logging.getLogger("lexibit")
+
 CALIBRATION = "calibration.json"
-_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 # What tells of a float model's training, and of nothing else.
 TRAINING = ("training.json", "logs")
 # Sub-folders in which other frameworks' copies of the same weights are published.
@@ -42,40 +44,106 @@ def quantize_to(
     progress: bool = True,
     beside: Mapping[str, bytes] | None = None,
     calibrate: Callable[[PreTrainedModel], Calibration] | None = None,
+    shard_size: int = layout.SHARD_SIZE,
+    workers: streaming.Workers | None = None,
 ) -> tuple[Plan, int]:
     """Quantize a model folder or safetensors file into a new folder.
 
     The folder gets the packed weights, every other file of the source (tokenizer, pooling, ...), and files
-    ``beside`` them, by name, and, with ``calibrate``, which gives what its float model is calibrated on, what
-    became of each weight (calibration.json). It appears in one step when it is whole; if anything fails,
-    nothing is left.
+    ``beside`` them, by name. It appears in one step when it is whole.
+
+    Weights are read, quantized and written one by one: the float model is never in memory, and its size does
+    not matter. The bytes are those of quantizing the loaded model and ``save_pretrained``. What was finished
+    when it is cut short is kept beside ``out``, and the same call goes on with it.
+
+    The model is loaded as a whole, and work that is cut short is lost, with ``calibrate``, or if the model is
+    not just its checkpoint's tensors (a mixture of experts that transformers merges as it loads, weights in
+    PyTorch's own form), which is said.
+
+    Args:
+        source: of the float model, as :func:`lexibit.checkpoint.find` gives it.
+        out: the new folder.
+        config: how.
+        progress: whether to draw a bar.
+        beside: files to put into the folder, by name.
+        calibrate: gives what the float model is calibrated on; the folder then tells what became of each
+            weight (calibration.json).
+        shard_size: bytes above which no file grows, but for one tensor.
+        workers: who quantizes (:func:`streaming.local`, :func:`streaming.cluster`); threads of this process,
+            within what memory is free, if None.
 
     Returns:
         The plan that was carried out, and the bytes of the weight files written.
 
     Raises:
-        LexibitError: the source or the configuration is wrong, ``out`` exists, or cannot be written.
+        LexibitError: the source or the configuration is wrong, ``out`` exists or cannot be written, or
+            ``workers`` are given where the model is loaded as a whole.
     """
-    calibration: Calibration | None = None
+    if occupied(out):
+        raise exists_already(out)
+    if calibrate is not None and source.is_file():
+        raise no_model(source)
+    why = "calibration runs the model" if calibrate is not None else ""
+    try:
+        if not why:
+            of = layout.of_file if source.is_file() else layout.of_folder
+            return _streamed(source, out, config, of(source, config, shard_size), progress, beside, workers)
+    except layout.NotPlainError as error:
+        why = str(error)
+        _logger.warning("%s: the whole model is loaded, as %s", source, why)
+    if workers is not None:
+        raise LexibitError(f"{source}: the whole model must be loaded, as {why}: leave memory and ray out")
+    return _loaded(source, out, config, progress, beside, calibrate, shard_size)
+
+
+def _streamed(
+    source: Path,
+    out: Path,
+    config: LexibitConfig,
+    found: layout.Layout,
+    progress: bool,
+    beside: Mapping[str, bytes] | None,
+    workers: streaming.Workers | None,
+) -> tuple[Plan, int]:
+    """Tensor by tensor, never the model."""
+    with unfinished(out, streaming.key(found, config)) as work:
+        streaming.write(found, work, config, workers or streaming.local(None), progress=progress)
+        size = sum(file.stat().st_size for file in weight_files(work.folder))
+        if found.model is not None:
+            save_configuration(found.model, work.folder)
+            copy_companions(source, work.folder)
+        _put(work.folder, beside)
+    return found.plan, size
+
+
+def _loaded(
+    source: Path,
+    out: Path,
+    config: LexibitConfig,
+    progress: bool,
+    beside: Mapping[str, bytes] | None,
+    calibrate: Callable[[PreTrainedModel], Calibration] | None,
+    shard_size: int,
+) -> tuple[Plan, int]:
+    """By way of the model, as a whole in memory."""
     with new_folder(out) as staged:
-        if source.is_file():
-            if calibrate is not None:
-                raise no_model(source)
-            done = _quantize_file(source, staged / WEIGHTS, config, progress)
-        else:
-            model = load_float(source)
-            calibration = None if calibrate is None else calibrate(model)
-            done = quantize(model, config, calibration=calibration, progress=progress)
-            save_folder(model, staged)
-            copy_companions(source, staged)
-            if calibration is not None:
-                write_json(staged / CALIBRATION, [asdict(one) for one in calibration.weights])
-        for name, content in (beside or {}).items():
-            (staged / name).write_bytes(content)
+        model = load_float(source)
+        calibration = None if calibrate is None else calibrate(model)
+        done = quantize(model, config, calibration=calibration, progress=progress)
+        save_folder(model, staged, shard_size)
+        copy_companions(source, staged)
+        if calibration is not None:
+            write_json(staged / CALIBRATION, [asdict(one) for one in calibration.weights])
+        _put(staged, beside)
         size = sum(file.stat().st_size for file in weight_files(staged))
     if calibration is not None and calibration.folder is not None:
         shutil.rmtree(calibration.folder, ignore_errors=True)
     return done, size
+
+
+def _put(folder: Path, files: Mapping[str, bytes] | None) -> None:
+    for name, content in (files or {}).items():
+        (folder / name).write_bytes(content)
 
 
 def no_model(source: Path) -> LexibitError:
@@ -83,28 +151,29 @@ def no_model(source: Path) -> LexibitError:
     return LexibitError(f"{source}: only a model can be calibrated: give its folder, with config.json")
 
 
-def _quantize_file(source: Path, out: Path, config: LexibitConfig, progress: bool) -> Plan:
-    tensors = load_tensors(source)
-    done = Plan.of_tensors(tensors, config)
-    if not done.weights:
-        raise LexibitError(f"{source}: nothing to quantize in it: see lexibit plan {source}")
-    quantizing = Quantizing(config, len(done.weights), progress)
-    for planned in done.weights:
-        quantizing.add(planned, tensors[planned.name])
-    packed = {planned.name: weight for planned, weight in quantizing.results()}
-    format.write(out, {**tensors, **packed})
-    return done
-
-
-def save_folder(model: PreTrainedModel, folder: Path) -> None:
+def save_folder(model: PreTrainedModel, folder: Path, shard_size: int = layout.SHARD_SIZE) -> None:
     """``save_pretrained``, without its bar."""
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=shard_size)
     finally:
         if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def save_configuration(model: PreTrainedModel, folder: Path) -> None:
+    """What ``save_pretrained`` writes beside weights: configurations of the model and of its generation."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
+        quantizer: Any = model.hf_quantizer
+        model.__dict__["hf_quantizer"] = NoWeights(quantizer.quantization_config)
+        try:
+            save_folder(model, Path(beside))
+        finally:
+            model.__dict__["hf_quantizer"] = quantizer
+        for path in Path(beside).iterdir():
+            if path.suffix != ".safetensors":
+                os.replace(path, folder / path.name)
 
 
 def copy_companions(source: Path, out: Path) -> None:
@@ -121,11 +190,6 @@ def copy_companions(source: Path, out: Path) -> None:
             shutil.copyfile(path, out / inside)
 
 
-def exists_already(out: Path) -> LexibitError:
-    """The error for a new folder whose place is taken."""
-    return LexibitError(f"{out}: exists already: choose another folder, or remove it first")
-
-
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder that appears at ``out`` only when the work inside ended well.
@@ -133,7 +197,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         LexibitError: ``out`` exists, or cannot be written.
     """
-    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+    if occupied(out):
         raise exists_already(out)
     made = [parent for parent in out.absolute().parents if not parent.exists()]
     try:
@@ -142,16 +206,12 @@ def new_folder(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise LexibitError(f"{out}: cannot be written: {error.strerror or error}") from error
     try:
-        staged.chmod(0o777 & ~_umask())
         yield staged
-        for path in staged.rglob("*"):
-            if path.is_file():
-                path.chmod(0o666 & ~_umask())
-            sync(path)
+        finish_folder(staged)
         os.replace(staged, out)
         sync(out.parent)
     except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno not in _CANNOT_WRITE:
+        if isinstance(error, OSError) and error.errno not in CANNOT_WRITE:
             raise
         raise LexibitError(
             f"{out}: cannot be written ({error}): free some space or choose another disk; nothing "
@@ -162,9 +222,3 @@ def new_folder(out: Path) -> Iterator[Path]:
         for parent in made:
             with suppress(OSError):  # it holds the finished folder
                 parent.rmdir()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -10,10 +10,10 @@ import typer
 from rich.table import Table
 
 from lexibit import tasks
-from lexibit.checkpoint.target import exists_already
 from lexibit.cli.options import takes
 from lexibit.cli.show import console, number, print_json, table
 from lexibit.errors import LexibitError, needs_extra
+from lexibit.files import exists_already
 from lexibit.tasks import Examples, Trainable
 from lexibit.training import Settings
 from lexibit.training.grid import GRID

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lexibit.checkpoint.target import TRAINING, exists_already
+from lexibit.checkpoint.target import TRAINING
 from lexibit.errors import LexibitError, needs_extra
-from lexibit.files import write_json
+from lexibit.files import exists_already, write_json
 from lexibit.training.settings import Settings
 
 GRID = "grid"  # what the report calls it

@@ -30,9 +30,9 @@ from transformers import (
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from lexibit import tuning
-from lexibit.checkpoint.target import TRAINING, exists_already, new_folder, save_folder
+from lexibit.checkpoint.target import TRAINING, new_folder, save_folder
 from lexibit.errors import LexibitError
-from lexibit.files import to_json, write_json
+from lexibit.files import exists_already, to_json, write_json
 from lexibit.nn import codebooks
 from lexibit.tasks import Examples, Score, Trainable, digest
 from lexibit.tasks.epochs import EpochCallback, Epochs

@@ -1,0 +1,90 @@
+"""Independent jobs, several at once: in threads within some memory, or on the machines of a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from lexibit.errors import LexibitError, needs_extra
+
+
+class Job(Protocol):
+    """What is done at once, as a whole."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it takes at most."""
+
+
+J = TypeVar("J", bound=Job)
+R = TypeVar("R")
+
+
+def in_threads(function: Callable[[J], R], jobs: Sequence[J], memory: int) -> Generator[tuple[J, R]]:
+    """The results of jobs as they come, with as many threads as PyTorch has, and as memory allows.
+
+    A job that takes more than ``memory`` bytes is done while no other is.
+    """
+    waiting = sorted(jobs, key=lambda job: -job.memory)  # the largest first: beside it there is enough to do
+    threads = max(torch.get_num_threads(), 1)
+    pool = ThreadPoolExecutor(threads)
+    running: dict[Future[R], J] = {}
+    try:
+        while waiting or running:
+            for job in list(waiting):
+                taken = sum(other.memory for other in running.values())
+                if len(running) == threads or (running and taken + job.memory > memory):
+                    continue
+                waiting.remove(job)
+                running[pool.submit(function, job)] = job
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def on_ray(function: Callable[[J], R], jobs: Sequence[J], address: str) -> Generator[tuple[J, R]]:
+    """The results of jobs as they come, from the machines of a Ray cluster, which all see the same files.
+
+    A job takes one CPU and its memory. Jobs of a machine that is lost are done by another.
+
+    Raises:
+        LexibitError: Ray is not installed, or there is no cluster at this address.
+    """
+    with needs_extra("ray"):
+        import ray
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LexibitError(
+            f"--ray {address}: no cluster there ({reason}): start one with 'ray start --head'"
+        ) from error
+    try:
+        remote = ray.remote(max_retries=-1)(function)
+        waiting = sorted(jobs, key=lambda job: job.memory)
+        running: dict[Any, J] = {}
+        while waiting or running:
+            # twice what can run: a machine that is done has the next one at hand
+            processors = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
+            most = 2 * max(int(processors), 1)
+            while waiting and len(running) < most:
+                job = waiting.pop()
+                running[remote.options(num_cpus=1, memory=job.memory).remote(job)] = job
+            done, _ = ray.wait(list(running))
+            for one in done:
+                yield running.pop(one), _result(one)
+    finally:
+        ray.shutdown()
+
+
+def _result(one: Any) -> Any:
+    import ray
+
+    try:
+        return ray.get(one)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None  # what the job raised

@@ -1,0 +1,233 @@
+"""Files to files: the bytes are those of quantizing the loaded model, whatever happens in between."""
+
+import json
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import lexibit
+from lexibit import LexibitConfig, LexibitError, checkpoint, format
+from lexibit.checkpoint import streaming
+from lexibit.checkpoint.source import load_float
+
+LINEAR = LexibitConfig(scheme="linear", bits=3)
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def by_way_of_the_model(source, out, config, **options):
+    model = load_float(source)
+    lexibit.quantize(model, config, progress=False)
+    model.save_pretrained(out, **options)
+    for file in source.glob("*token*"):
+        (out / file.name).write_bytes(file.read_bytes())
+    return contents(out)
+
+
+def streamed(source, out, config=LINEAR, **options):
+    checkpoint.quantize_to(source, out, config, progress=False, **options)
+    return contents(out)
+
+
+@pytest.fixture
+def plain(caplog):
+    """A test in which no model may be loaded as a whole."""
+    with caplog.at_level(logging.WARNING, "lexibit"):
+        yield
+    assert not caplog.records
+
+
+NAMES = [
+    "bert",
+    "bert-mlm",
+    "bert-classifier",
+    "albert-mlm",
+    "distilbert-mlm",
+    "roberta-mlm",
+    "roberta-qa",
+    "longformer",
+    "gpt2",
+    "gpt2-classifier",
+    "marian",
+    "llama",
+    "llama-tied",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bytes_are_those_of_the_loaded_model(float_folder, tmp_path, plain, name):
+    source = float_folder(name)
+    expected = by_way_of_the_model(source, tmp_path / "expected", LINEAR)
+    found = streamed(source, tmp_path / "packed")
+    assert found.keys() == expected.keys()
+    assert [file for file in found if found[file] != expected[file]] == []
+    assert format.read_index([tmp_path / "packed" / "model.safetensors"])
+    checkpoint.verify(tmp_path / "packed")
+
+
+CONFIGS = {
+    "recommended": LexibitConfig.recommended(3),
+    "rows": LexibitConfig(scheme="kmeans", bits=2, groups="row", levels_dtype="float16", heads=True),
+    "drawn": LexibitConfig(scheme="kmeans", bits=3, options={"init": "k-means++"}, seed=7),
+    "lq": LexibitConfig(scheme="lq", bits=4, groups="columns:7"),
+    "ocs": LexibitConfig(scheme="ocs", bits=4, options={"ratio": 0.1}),
+    "binary": LexibitConfig(scheme="binary", bits=2),
+    "pruned": LexibitConfig(scheme="kmeans", bits=2, importance="E=1,C=0.9,P=0.2"),
+    "outliers": LexibitConfig(scheme="kmeans", bits=2, outliers=0.01),
+    "embeddings kept": LexibitConfig(scheme="linear", bits=3, embeddings=False),
+    "few": LexibitConfig(scheme="linear", bits=3, include=["*.0.*"]),
+    "mixed": LexibitConfig(bits=3, rules={"*embed*": {"bits": 8, "scheme": "linear"}}),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.mark.parametrize("name", ["bert-mlm", "llama-tied"])
+def test_whatever_the_configuration(float_folder, tmp_path, plain, name, config):
+    source = float_folder(name)
+    expected = by_way_of_the_model(source, tmp_path / "expected", config)
+    assert streamed(source, tmp_path / "packed", config) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("named", [True, False], ids=["named", "not named"])
+def test_in_the_dtype_that_transformers_would_load(tmp_path, tiny_model, plain, dtype, named):
+    source = tmp_path / "float"
+    tiny_model("llama").to(getattr(torch, dtype)).save_pretrained(source)
+    config = json.loads((source / "config.json").read_text())
+    assert config.pop("dtype") == dtype
+    if not named:
+        (source / "config.json").write_text(json.dumps(config))
+    expected = by_way_of_the_model(source, tmp_path / "expected", LINEAR)
+    assert streamed(source, tmp_path / "packed") == expected
+    found = checkpoint.inspect(tmp_path / "packed")
+    assert {spec.dtype for spec in found.weights.values()} == {dtype}
+
+
+def test_weights_are_read_in_the_dtype_of_the_configuration(tmp_path, tiny_model, plain):
+    source = tmp_path / "float"
+    tiny_model("bert").save_pretrained(source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    expected = by_way_of_the_model(source, tmp_path / "expected", LINEAR)
+    assert streamed(source, tmp_path / "packed") == expected
+
+
+def test_shards_to_shards(tmp_path, tiny_model, plain):
+    source = tmp_path / "float"
+    tiny_model("llama-tied").save_pretrained(source, max_shard_size="10KB")
+    assert len(list(source.glob("*.safetensors"))) > 2
+    expected = by_way_of_the_model(source, tmp_path / "expected", LINEAR, max_shard_size=1500)
+    found = streamed(source, tmp_path / "packed", shard_size=1500)
+    assert len([file for file in found if file.endswith(".safetensors")]) > 2
+    assert "model.safetensors.index.json" in found
+    assert found == expected
+    checkpoint.verify(tmp_path / "packed")
+    single = streamed(source, tmp_path / "single")
+    assert "model.safetensors" in single
+
+
+def test_a_bare_file_in_shards(tmp_path, plain):
+    tensors = {f"layer.{index}.weight": torch.randn(20, 30) for index in range(5)}
+    save_file(tensors | {"bias": torch.ones(3)}, tmp_path / "float.safetensors")
+    found = streamed(tmp_path / "float.safetensors", tmp_path / "packed", shard_size=500)
+    assert len(found) > 3
+    back = format.read(sorted((tmp_path / "packed").glob("*.safetensors")))
+    assert back.keys() == {*tensors, "bias"}
+    for name, tensor in tensors.items():
+        expected = lexibit.quantize_tensor(tensor, LINEAR.recipe())
+        assert torch.equal(back[name].decode(), expected.decode())
+
+
+# what is not plain ------------------------------------------------------------------------------------------
+
+
+def older_names(source):
+    tensors = load_file(source / "model.safetensors")
+    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): value for name, value in tensors.items()}
+    assert old.keys() != tensors.keys()
+    save_file(old, source / "model.safetensors", metadata={"format": "pt"})
+    return "older names"
+
+
+def untied(source):
+    tensors = load_file(source / "model.safetensors")
+    tensors["cls.predictions.decoder.weight"] = torch.randn(97, 24)
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    return "should be the same"
+
+
+def without_a_head(source):
+    tensors = load_file(source / "model.safetensors")
+    del tensors["cls.predictions.transform.dense.weight"]
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    return "is not in it"
+
+
+def pytorch_form(source):
+    tensors = load_file(source / "model.safetensors")
+    torch.save(tensors, source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    return "other files"
+
+
+@pytest.mark.parametrize("change", [older_names, untied, without_a_head, pytorch_form])
+def test_a_checkpoint_that_is_more_than_its_tensors_is_loaded_and_that_is_said(
+    float_folder, tmp_path, caplog, change
+):
+    source = float_folder("bert-mlm")
+    why = change(source)
+    with caplog.at_level(logging.WARNING, "lexibit"):
+        torch.manual_seed(0)
+        found = streamed(source, tmp_path / "packed")
+    assert any("the whole model is loaded" in message and why in message for message in caplog.messages)
+    torch.manual_seed(0)
+    assert found == by_way_of_the_model(source, tmp_path / "expected", LINEAR)
+    with pytest.raises(LexibitError, match=f"whole model must be loaded.*{why}"):
+        streamed(source, tmp_path / "again", workers=streaming.local(10**9))
+
+
+def test_a_copy_of_a_tied_weight_is_no_reason_to_load_the_model(float_folder, tmp_path, plain):
+    source = float_folder("bert-mlm")
+    tensors = load_file(source / "model.safetensors")
+    tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].clone()
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    assert streamed(source, tmp_path / "packed") == by_way_of_the_model(source, tmp_path / "expected", LINEAR)
+
+
+def test_a_damaged_or_missing_shard_is_named(tmp_path, tiny_model):
+    source = tmp_path / "float"
+    tiny_model("llama").save_pretrained(source, max_shard_size="10KB")
+    second = sorted(source.glob("*.safetensors"))[1]
+    whole = second.read_bytes()
+    second.write_bytes(whole[:-10])
+    with pytest.raises(LexibitError, match=second.name):
+        streamed(source, tmp_path / "packed")
+    second.unlink()
+    with pytest.raises(LexibitError, match=f"lists {second.name}, which is not there"):
+        streamed(source, tmp_path / "packed")
+    assert {path.name for path in tmp_path.iterdir()} == {"float"}
+
+
+# memory -----------------------------------------------------------------------------------------------------
+
+
+def test_a_weight_that_takes_more_than_is_allowed_is_named_before_any_work(float_folder, tmp_path):
+    source = float_folder("bert")
+    with pytest.raises(LexibitError, match=r"word_embeddings\.weight takes up to .* --memory allows"):
+        streamed(source, tmp_path / "packed", workers=streaming.local(1000))
+    assert {path.name for path in tmp_path.iterdir()} == {"float"}
+
+
+def test_one_weight_after_the_other_gives_the_same_bytes(float_folder, tmp_path, plain):
+    source = float_folder("bert")
+    assert streamed(source, tmp_path / "one", workers=streaming.local(10**5)) == streamed(
+        source, tmp_path / "many", workers=streaming.local(10**12)
+    )
