@@ -11,7 +11,12 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+    revert_weight_conversion,
+)
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from lexibit import format
@@ -127,11 +132,14 @@ def of_folder(folder: Path, config: LexibitConfig, shard_size: int = SHARD_SIZE)
     kept = remove_tied_weights_from_state_dict(dict(every), model)
     shared = {name: [use.name for use in found[name]] if name in names else [name] for name in every}
     copies = {name: next(n for n in shared[name] if n in kept) for name in every.keys() - kept.keys()}
+    stored = {name: state[name] for name in state if name in parts or name in kept}
+    model._weight_conversions = []  # loaded without any
     return Layout(
         plan,
         of_weight,
         {name: _one_of(shared[name], origins) for name in kept},
-        _sharded({name: state[name] for name in state if name in parts or name in kept}, shard_size),
+        # in the order in which shards are filled
+        _sharded(revert_weight_conversion(model, stored), shard_size),
         index,
         copies,
         model,
