@@ -14,7 +14,7 @@ from lexibit import importance as importances
 from lexibit import outliers, refine, schemes
 from lexibit.config import LexibitConfig, Recipe
 from lexibit.errors import LexibitError
-from lexibit.groups import matrix_shape
+from lexibit.groups import Groups, matrix_shape
 from lexibit.importance import Tensors
 from lexibit.levels import LevelForm
 from lexibit.nn import install
@@ -22,6 +22,8 @@ from lexibit.plan import PlannedWeight, input_axis, spec_of
 from lexibit.progress import progress_bar
 from lexibit.refine import Effort, Moments, Refined
 from lexibit.weight import CodebookWeight, WeightSpec
+
+_BAND = 1 << 22  # weights of a large matrix that are worked on at a time
 
 
 def quantize_tensor(
@@ -101,9 +103,13 @@ def _quantize(
 ) -> tuple[CodebookWeight, Refined | None]:
     """Choose levels and codes for one weight; ``given`` may have its importance, by any of its names."""
     name, scheme = names[0], recipe.fitting()
+    source = recipe.weighing()
+    if moments is None and given is None and source is None and (height := _band(scheme, spec)):
+        return _packed(
+            name, spec, _in_bands(scheme, weight, spec, seed, axis, name, height), None, weight
+        ), None
     values = weight.detach().to("cpu", torch.float32).reshape(matrix_shape(spec.shape))
     check_finite(name, weight, values)
-    source = recipe.weighing()
     found = None if given is None else importances.find(given, names)
     pruned = None
     if found is not None and source is not None:
@@ -118,6 +124,7 @@ def _quantize(
         found, pruned = source.of(values)
     if moments is None or values.numel() == 0:
         choice = outliers.choose(scheme, values, spec, found, seed, axis, zero=pruned)
+        del values  # packing takes memory of its own
         return _packed(name, spec, choice, pruned, weight), None
     if found is not None or source is not None:
         raise LexibitError(
@@ -127,6 +134,33 @@ def _quantize(
         scheme, values, spec, seed, axis, moments.checked(name, values.shape[axis]), effort or Effort()
     )
     return _packed(name, spec, choice, pruned, weight), refined
+
+
+def _band(scheme: schemes.Scheme, spec: WeightSpec) -> int:
+    """How many rows of a large weight are worked on at a time; 0 if they are not independent, or few."""
+    rows, columns = matrix_shape(spec.shape)
+    if rows * columns <= _BAND or spec.outliers or any(spec.extra) or not scheme.separate:
+        return 0
+    height = max(_BAND // (spec.block[0] * columns), 1) * spec.block[0]
+    return height if height < rows else 0
+
+
+def _in_bands(
+    scheme: schemes.Scheme, weight: Tensor, spec: WeightSpec, seed: int, axis: int, name: str, height: int
+) -> schemes.Choice:
+    """What a scheme chooses, of so many rows at a time: all of a large weight in float32 takes memory."""
+    matrix = weight.detach().reshape(matrix_shape(spec.shape))
+    levels, codes = [], []
+    for first in range(0, len(matrix), height):
+        rows = matrix[first : first + height]
+        values = rows.to("cpu", torch.float32)
+        check_finite(name, rows, values, first)
+        block = min(spec.block[0], len(rows)), spec.block[1]
+        groups = Groups(len(rows), matrix.shape[1], block)
+        choice = scheme.choose(values, groups, spec.bits, None, seed, axis)
+        levels.append(choice.levels)
+        codes.append(choice.codes)
+    return schemes.Choice(torch.cat(levels), torch.cat(codes))
 
 
 def _packed(
@@ -186,8 +220,14 @@ def _does_not_fit(name: str, spec: WeightSpec, reach: float) -> LexibitError:
     return LexibitError(f"{name}: its levels, up to {reach:.3g}, do not fit {spec.dtype}: {remedy}")
 
 
-def check_finite(name: str, weight: Tensor, values: Tensor) -> None:
+def check_finite(name: str, weight: Tensor, values: Tensor, first: int = 0) -> None:
     """Refuse a weight that is not finite, or whose float32 matrix ``values`` is not.
+
+    Args:
+        name: what errors call it.
+        weight: the weight, or some rows of it.
+        values: the same in float32.
+        first: the number of the first row.
 
     Raises:
         LexibitError: some of it are NaN, infinite, or beyond float32.
@@ -199,7 +239,7 @@ def check_finite(name: str, weight: Tensor, values: Tensor) -> None:
     fault = "beyond float32" if weight.isfinite().all() else "NaN or infinite"
     raise LexibitError(
         f"{name}: {len(bad)} of its {values.numel()} weights are {fault}, the first in row "
-        f"{int(bad[0, 0])}, column {int(bad[0, 1])}: repair the model or exclude the tensor"
+        f"{first + int(bad[0, 0])}, column {int(bad[0, 1])}: repair the model or exclude the tensor"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol, TypeVar
@@ -56,13 +57,11 @@ def on_ray(function: Callable[[J], R], jobs: Sequence[J], address: str) -> Gener
     """
     with needs_extra("ray"):
         import ray
+    _reach(address)
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LexibitError(
-            f"--ray {address}: no cluster there ({reason}): start one with 'ray start --head'"
-        ) from error
+        raise _no_cluster(address, error) from error
     try:
         remote = ray.remote(max_retries=-1)(function)
         waiting = sorted(jobs, key=lambda job: job.memory)
@@ -79,6 +78,21 @@ def on_ray(function: Callable[[J], R], jobs: Sequence[J], address: str) -> Gener
                 yield running.pop(one), _result(one)
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """See whether anybody listens at an address: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> LexibitError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return LexibitError(f"--ray {address}: no cluster there ({reason}): start one with 'ray start --head'")
 
 
 def _result(one: Any) -> Any:

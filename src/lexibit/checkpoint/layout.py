@@ -133,7 +133,7 @@ def of_folder(folder: Path, config: LexibitConfig, shard_size: int = SHARD_SIZE)
     shared = {name: [use.name for use in found[name]] if name in names else [name] for name in every}
     copies = {name: next(n for n in shared[name] if n in kept) for name in every.keys() - kept.keys()}
     stored = {name: state[name] for name in state if name in parts or name in kept}
-    model._weight_conversions = []  # loaded without any
+    model.__dict__["_weight_conversions"] = []  # it is loaded without any
     return Layout(
         plan,
         of_weight,

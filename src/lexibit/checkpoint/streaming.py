@@ -28,8 +28,9 @@ from lexibit.fitting import quantize_planned
 from lexibit.plan import PlannedWeight
 from lexibit.progress import progress_bar
 
-# What a scheme takes at most while it works, in bytes a weight: measured (docs/performance.md).
-_BYTES_PER_WEIGHT = 24
+# What a job takes, at most, and each of its weights: measured, as docs/performance.md tells.
+_BYTES = 100 * 10**6
+_BYTES_PER_WEIGHT, _WEIGHED, _WITH_OUTLIERS = 10, 27, 110
 _UNKNOWN = "0" * 32  # stands for a checksum until it is known
 
 Parts = dict[str, Tensor]
@@ -53,7 +54,9 @@ class Job:
     @property
     def memory(self) -> int:
         """Bytes that it takes at most."""
-        return prod(self.planned.spec.shape) * _BYTES_PER_WEIGHT
+        spec, recipe = self.planned.spec, self.planned.recipe
+        each = _WEIGHED if recipe.importance else _BYTES_PER_WEIGHT
+        return _BYTES + prod(spec.shape) * (_WITH_OUTLIERS if spec.outliers else each)
 
 
 def fit(job: Job) -> Parts:

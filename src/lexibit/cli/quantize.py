@@ -9,12 +9,14 @@ from typing import Annotated
 
 import typer
 
-from lexibit import checkpoint
+from lexibit import checkpoint, memory
 from lexibit.calibration.texts import LENGTH, LIMIT
+from lexibit.checkpoint import streaming
 from lexibit.cli.calibrating import Calibrate, Data, Length, Texts, calibrating
 from lexibit.cli.options import Model, takes_plan
 from lexibit.cli.show import Json, console, print_json, size
 from lexibit.config import LexibitConfig
+from lexibit.errors import LexibitError
 
 
 @takes_plan
@@ -27,6 +29,26 @@ def quantize(
     data: Data = None,
     texts: Texts = LIMIT,
     length: Length = LENGTH,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            help="What weights may take while they are worked on, like 2GB: as many at once as fit. The "
+            "program takes some by itself. All that is free, if not given.",
+            metavar="SIZE",
+        ),
+    ] = None,
+    shard_size: Annotated[
+        str, typer.Option(help="No file grows above this, but for one tensor.", metavar="SIZE")
+    ] = "50GB",
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Quantize on the machines of a Ray cluster, which all see MODEL under the same path: its "
+            "address, or auto.",
+            metavar="ADDRESS",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Quantize a model into a new folder, really packed.
@@ -35,8 +57,11 @@ def quantize(
     as search.json.
 
     With --calibrate a text file is enough to keep more of a model, most of all at 2 and 3 bits; what became
-    of each weight is kept as calibration.json. A run that was killed goes on when the same command is given
-    again.
+    of each weight is kept as calibration.json.
+
+    Weights are read, quantized and written one by one, so that a checkpoint may be larger than memory; only
+    calibration, and a model that transformers makes something else of, load the model as a whole. A run that
+    was killed goes on when the same command is given again.
 
     [bold]Examples[/]
 
@@ -51,8 +76,12 @@ def quantize(
     lexibit quantize ./my-bert ./paper --bits 3 --option init=k-means++ --option iterations=3
 
     lexibit quantize ./my-bert ./mixed --bits 3 --rule '*embeddings* bits=4 scheme=linear'
+
+    lexibit quantize ./my-llama ./llama-4bit --scheme lq --groups row --memory 2GB --shard-size 5GB
     """
     start = time.perf_counter()
+    workers = _workers(max_memory, ray)
+    shard_bytes = memory.parse(shard_size, "--shard-size")
     source = checkpoint.find(model)
     plan, nbytes = checkpoint.quantize_to(
         source,
@@ -61,6 +90,8 @@ def quantize(
         progress=not json and console.is_terminal,
         beside={} if search is None else {"search.json": search.read_bytes()},
         calibrate=calibrating(source, out, calibrate, data, texts, length, config.seed),
+        shard_size=shard_bytes,
+        workers=workers,
     )
     seconds = time.perf_counter() - start
     if json:
@@ -81,6 +112,14 @@ def quantize(
         style="dim",
         highlight=False,
     )
+
+
+def _workers(max_memory: str | None, ray: str | None) -> streaming.Workers | None:
+    if ray is not None:
+        if max_memory is not None:
+            raise LexibitError("--memory is of this machine, and --ray leaves the work to others: give one")
+        return streaming.cluster(ray)
+    return None if max_memory is None else streaming.local(memory.parse(max_memory, "--memory"))
 
 
 def _lost(file: Path) -> str:

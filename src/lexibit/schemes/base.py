@@ -58,6 +58,11 @@ class Scheme(ABC):
         """Whether it takes importances."""
         return False
 
+    @property
+    def separate(self) -> bool:
+        """Whether it chooses for a group whatever the other groups of its weight are."""
+        return True
+
     @abstractmethod
     def fit(self, values: Tensor, bits: int, importance: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
         """Choose levels and codes for groups that do not know of each other.

@@ -62,6 +62,11 @@ class KMeans(Scheme):
         """It minimises a weighted error."""
         return True
 
+    @property
+    def separate(self) -> bool:
+        """Not if it draws: one generator serves all groups."""
+        return self.init != "k-means++"
+
     def fit(self, values: Tensor, bits: int, importance: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
         """Levels and codes; see :meth:`Scheme.fit`."""
         x, k = values.numpy(), 1 << bits

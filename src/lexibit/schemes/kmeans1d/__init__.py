@@ -27,10 +27,12 @@ from lexibit.schemes.kmeans1d.lloyd import centroids_of, compand, lloyd, spread
 from lexibit.schemes.kmeans1d.program import best_cuts
 from lexibit.schemes.kmeans1d.windows import windows
 from lexibit.schemes.line.codes import Floats, Singles, midpoints
+from lexibit.schemes.line.counted import counted
 from lexibit.schemes.line.sorted import Sorted, between, by_chunks, means
 
 __all__ = ["companding", "optimal", "plusplus"]
 
+_MANY = 1 << 18  # values of a group above which it pays to look whether they are of few kinds
 _PAIRS = 1 << 17  # pairs of grid positions, over groups, that are looked at together
 
 
@@ -111,6 +113,10 @@ def _by_chunks(
     levels = np.zeros((groups, k))
     if size == 0:
         return levels
+    if size >= _MANY and weights is None:
+        few = [counted(row) for row in values]
+        if all(few):
+            return np.concatenate([_by_chunks(x[None], k, w[None], solve) for x, w in filter(None, few)])
     for part, data in by_chunks(values, weights):
         many = data.distinct(k)
         for row in np.flatnonzero(~many):
