@@ -1,8 +1,8 @@
 """Checkpoints of growing size, files to files: seconds, peak resident memory, and what reading alone costs.
 
-Makes Llama-shaped checkpoints in bfloat16 with random weights, in shards, and gives each to ``lexibit quantize``
-in a process of its own. Beside it, in a process of its own, the least that a scheme could do: read every tensor,
-sort it, and write as many bytes as lexibit does, with as many threads.
+Makes Llama-shaped checkpoints in bfloat16 with random weights, in shards, and gives each to ``lexibit
+quantize`` in a process of its own. Beside it, in a process of its own, the least that a scheme could do: read
+every tensor, sort it, and write as many bytes as lexibit does, with as many threads.
 
     python benchmarks/big_checkpoint.py FOLDER --gigabytes 1 2 4 8 --json big.json
 """
@@ -50,7 +50,7 @@ def make(folder: Path, gigabytes: float) -> None:
         shards.setdefault(part, {})[name] = tensor.shape
     places = {}
     generator = torch.Generator().manual_seed(0)
-    for number, (part, shapes) in enumerate(shards.items()):
+    for number, shapes in enumerate(shards.values()):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         tensors = {
             name: (torch.randn(shape, generator=generator) * 0.02).bfloat16()

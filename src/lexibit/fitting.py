@@ -150,7 +150,7 @@ def _in_bands(
 ) -> schemes.Choice:
     """What a scheme chooses, of so many rows at a time: all of a large weight in float32 takes memory."""
     matrix = weight.detach().reshape(matrix_shape(spec.shape))
-    levels, codes = [], []
+    levels, codes = [], torch.empty(matrix.shape, dtype=torch.uint8)
     for first in range(0, len(matrix), height):
         rows = matrix[first : first + height]
         values = rows.to("cpu", torch.float32)
@@ -159,8 +159,8 @@ def _in_bands(
         groups = Groups(len(rows), matrix.shape[1], block)
         choice = scheme.choose(values, groups, spec.bits, None, seed, axis)
         levels.append(choice.levels)
-        codes.append(choice.codes)
-    return schemes.Choice(torch.cat(levels), torch.cat(codes))
+        codes[first : first + height] = choice.codes
+    return schemes.Choice(torch.cat(levels), codes)
 
 
 def _packed(

@@ -17,6 +17,7 @@ MAX_GAP = (1 << 16) - 1
 
 # Eight codes of k bits fill k whole bytes: the unit in which both directions work.
 _UNIT = 8
+_CHUNK = 1 << 20  # codes packed at a time, whole units, so that no copy of all is made
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -34,8 +35,17 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     Returns:
         uint8 ``[ceil(codes.numel() * bits / 8)]``.
     """
-    count = codes.numel()
-    padded = F.pad(codes.reshape(-1), (0, -count % _UNIT)).view(-1, _UNIT)
+    flat = codes.reshape(-1)
+    packed = torch.empty(packed_bytes(len(flat), bits), dtype=torch.uint8, device=codes.device)
+    for first in range(0, len(flat), _CHUNK):
+        part = _pack(flat[first : first + _CHUNK], bits)
+        packed[first * bits // 8 :][: len(part)] = part
+    return packed
+
+
+def _pack(codes: Tensor, bits: int) -> Tensor:
+    count = len(codes)
+    padded = F.pad(codes, (0, -count % _UNIT)).view(-1, _UNIT)
     out = torch.zeros(padded.shape[0], bits, dtype=torch.uint8, device=codes.device)
     for i in range(_UNIT):
         byte, shift = divmod(i * bits, 8)
@@ -43,7 +53,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         out[:, byte] |= padded[:, i] << shift
         if shift + bits > 8:
             out[:, byte + 1] |= padded[:, i] >> (8 - shift)
-    return out.view(-1)[: packed_bytes(count, bits)].clone()
+    return out.view(-1)[: packed_bytes(count, bits)]
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:

@@ -41,8 +41,11 @@ def in_threads(function: Callable[[J], R], jobs: Sequence[J], memory: int) -> Ge
                     continue
                 waiting.remove(job)
                 running[pool.submit(function, job)] = job
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            done = wait(running, return_when=FIRST_COMPLETED).done
+            while done:
+                future = done.pop()
                 yield running.pop(future), future.result()
+                del future  # and its result, which may be large
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -151,6 +151,7 @@ def write(
             for _, parts in results:
                 put(parts)
                 bar.advance(task)
+                del parts  # before the next ones are waited for
         for name, origin in layout.kept.items():
             if name not in finished:
                 put({name: origin.read()})
