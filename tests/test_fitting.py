@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from lexibit import CodebookWeight, LexibitConfig, LexibitError, Plan, Recipe, quantize, quantize_tensor
+from lexibit import (
+    CodebookWeight,
+    LexibitConfig,
+    LexibitError,
+    Plan,
+    Recipe,
+    fitting,
+    quantize,
+    quantize_tensor,
+)
 from lexibit.fitting import installed
 from lexibit.nn import codebooks
 
@@ -372,3 +381,41 @@ def test_the_seed_of_the_configuration_reaches_the_scheme() -> None:
 
     assert torch.equal(levels(1), levels(1))
     assert not torch.equal(levels(1), levels(2))
+
+
+# large weights, some rows at a time ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_some_rows_at_a_time_give_what_all_at_once_give(
+    monkeypatch: pytest.MonkeyPatch, recipe: Recipe, dtype: torch.dtype
+) -> None:
+    w = matrix(29, 16).to(dtype)
+    whole = quantize_tensor(w, recipe)
+    monkeypatch.setattr(fitting, "_BAND", 100)
+    in_bands, calls = fitting._in_bands, []
+    monkeypatch.setattr(fitting, "_in_bands", lambda *all: calls.append(all) or in_bands(*all))
+    same(quantize_tensor(w, recipe), whole)
+    assert len(calls) == (recipe.scheme != "ocs")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [PLUSPLUS, Recipe("linear", 3, "matrix"), Recipe("kmeans", 3, "row", outliers=0.01)],
+    ids=["drawn", "one group", "outliers"],
+)
+def test_what_depends_on_all_rows_is_chosen_for_all(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> None:
+    w = matrix(29, 16)
+    whole = quantize_tensor(w, recipe)
+    monkeypatch.setattr(fitting, "_BAND", 100)
+    monkeypatch.setattr(fitting, "_in_bands", None)
+    same(quantize_tensor(w, recipe), whole)
+
+
+def test_a_row_that_is_not_finite_is_called_by_its_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "_BAND", 100)
+    w = matrix(29, 16)
+    w[17, 3] = float("nan")
+    with pytest.raises(LexibitError, match="row 17, column 3"):
+        quantize_tensor(w, Recipe("linear", 3, "row"))

@@ -1,0 +1,100 @@
+"""Files written tensor by tensor: the bytes are those of safetensors' own writer."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from lexibit import format
+from lexibit.checkpoint.tensor_file import TensorFile
+
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint16,
+    torch.uint8,
+    torch.bool,
+    torch.float8_e4m3fn,
+]
+ENTRIES = st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=4))
+
+
+def header(number):
+    return {"lexibit": json.dumps({"checksums": {"a": f"{number:032x}"}})}
+
+
+def on_meta(tensors):
+    return {name: tensor.to("meta") for name, tensor in tensors.items()}
+
+
+@given(
+    st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), ENTRIES, max_size=12),
+    st.randoms(use_true_random=False),
+)
+def test_the_bytes_are_those_of_save_file(tmp_path_factory, entries, order):
+    tensors = {
+        name: torch.randint(0, 2, shape).to(dtype)
+        for name, (dtype, shape) in entries.items()
+        if name != "__metadata__"
+    }
+    folder = tmp_path_factory.mktemp("files")
+    save_file(tensors, folder / "expected", metadata=header(7))
+    names = list(tensors)
+    order.shuffle(names)
+    with TensorFile(folder / "found", on_meta(tensors), header(0)) as file:
+        for name in names:
+            file.write(name, tensors[name])
+        file.finish(header(7))
+    assert (folder / "found").read_bytes() == (folder / "expected").read_bytes()
+
+
+def test_what_is_there_already_stays(tmp_path):
+    tensors = {"a": torch.arange(10.0), "b": torch.arange(7, dtype=torch.uint8)}
+    with TensorFile(tmp_path / "file", on_meta(tensors), header(0)) as file:
+        file.write("a", tensors["a"])
+        assert file.holds("a", format.checksum(tensors["a"]))
+        assert not file.holds("b", format.checksum(tensors["b"]))
+    with TensorFile(tmp_path / "file", on_meta(tensors), header(0)) as file:
+        assert file.holds("a", format.checksum(tensors["a"]))
+        file.write("b", tensors["b"])
+        file.finish(header(1))
+    found = load_file(tmp_path / "file")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_its_space_is_reserved_at_once(tmp_path):
+    with TensorFile(tmp_path / "file", {"a": torch.empty(1 << 20, device="meta")}, {}):
+        status = (tmp_path / "file").stat()
+        assert status.st_size > 4 << 20
+        assert status.st_blocks * 512 >= 4 << 20
+
+
+def test_a_file_that_was_longer_is_cut(tmp_path):
+    (tmp_path / "file").write_bytes(b"x" * 10_000)
+    tensors = {"a": torch.ones(3)}
+    with TensorFile(tmp_path / "file", on_meta(tensors), {}) as file:
+        file.write("a", tensors["a"])
+        file.finish({})
+    assert torch.equal(load_file(tmp_path / "file")["a"], tensors["a"])
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.ones(3), torch.ones(2, 2, dtype=torch.float16)], ids=["dtype", "shape"]
+)
+def test_a_tensor_of_another_kind_is_refused(tmp_path, tensor):
+    announced = torch.empty(2, 2) if tensor.dtype == torch.float16 else torch.empty(4)
+    with (
+        TensorFile(tmp_path / "file", {"a": announced}, {}) as file,
+        pytest.raises(AssertionError),
+    ):
+        file.write("a", tensor)
