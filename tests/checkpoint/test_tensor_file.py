@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,15 +85,3 @@ def test_a_file_that_was_longer_is_cut(tmp_path):
         file.write("a", tensors["a"])
         file.finish({})
     assert torch.equal(load_file(tmp_path / "file")["a"], tensors["a"])
-
-
-@pytest.mark.parametrize(
-    "tensor", [torch.ones(3), torch.ones(2, 2, dtype=torch.float16)], ids=["dtype", "shape"]
-)
-def test_a_tensor_of_another_kind_is_refused(tmp_path, tensor):
-    announced = torch.empty(2, 2) if tensor.dtype == torch.float16 else torch.empty(4)
-    with (
-        TensorFile(tmp_path / "file", {"a": announced}, {}) as file,
-        pytest.raises(AssertionError),
-    ):
-        file.write("a", tensor)
