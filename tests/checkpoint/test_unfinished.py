@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lexibit
-from lexibit import LexibitConfig, LexibitError, checkpoint
+from lexibit import FormatError, LexibitConfig, LexibitError, checkpoint
 from lexibit.checkpoint import streaming, target
 from lexibit.checkpoint.unfinished import unfinished
 
@@ -345,13 +345,14 @@ def test_a_source_that_cannot_be_read_is_an_error(float_folder, tmp_path, monkey
     def fail(path):
         left[0] -= 1
         if left[0] < 0:
-            raise LexibitError(f"{path}: not a whole safetensors file (Input/output error)")
+            raise FormatError(f"{path}: not a whole safetensors file (Input/output error)")
         return open_file(path)
 
     with monkeypatch.context() as patch:
         patch.setattr(lexibit.format, "open_file", fail)
         with pytest.raises(LexibitError, match="Input/output error"):
             streamed(source, tmp_path / "packed")
+    assert (tmp_path / ".packed.unfinished").is_dir()
     assert streamed(source, tmp_path / "packed") == expected
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lexibit.errors import LexibitError
+from lexibit.errors import FormatError, LexibitError
 from lexibit.files import CANNOT_WRITE, exists_already, finish_folder, occupied, sync
 
 _logger = logging.getLogger("lexibit")
@@ -81,8 +81,9 @@ def _ends_in_newline(path: Path) -> bool:
 def unfinished(out: Path, key: str) -> Iterator[Unfinished]:
     """A folder to write to that appears at ``out`` when the work inside ended well, synced to the disk.
 
-    If it did not, and tensors were finished, they stay beside ``out``, in ``.NAME.unfinished``; else nothing
-    is left. One process at a time works on it.
+    If it did not, and tensors were finished, they stay beside ``out``, in ``.NAME.unfinished``; else, or if
+    what was asked for is wrong and will not be asked for again, nothing is left. One process at a time works
+    on it.
 
     Args:
         out: the new folder.
@@ -106,7 +107,7 @@ def unfinished(out: Path, key: str) -> Iterator[Unfinished]:
     except OSError as error:
         raise LexibitError(f"{out}: cannot be written: {error.strerror or error}") from error
     unfinished: Unfinished | None = None
-    whole = False
+    whole = useless = False
     try:
         if occupied(out):  # by a process that ended just now
             whole = True
@@ -117,6 +118,9 @@ def unfinished(out: Path, key: str) -> Iterator[Unfinished]:
         os.replace(unfinished.folder, out)
         sync(out.parent)
         whole = True
+    except LexibitError as error:
+        useless = not isinstance(error, FormatError)  # which another copy of the file may cure
+        raise
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
@@ -125,7 +129,7 @@ def unfinished(out: Path, key: str) -> Iterator[Unfinished]:
             f"{out}: cannot be written ({error}): free some space or choose another disk; {kept}"
         ) from error
     finally:
-        if whole or not _keeps(unfinished):
+        if whole or useless or not _keeps(unfinished):
             shutil.rmtree(work, ignore_errors=True)
             for parent in made:
                 try:
