@@ -178,6 +178,8 @@ def _bits_behind(packed: Tensor, count: int) -> bool:
 @contextmanager
 def open_file(path: Path) -> Any:
     """A safetensors file, its faults told as ours."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise FormatError(f"{path}: is no ordinary file: {_DAMAGED}")
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -249,10 +251,6 @@ def read_checksums(paths: Iterable[Path]) -> dict[str, str]:
     for path in paths:
         with open_file(path) as file:
             listed = _document(path, file).get("checksums", {})
-        if not isinstance(listed, dict) or not all(
-            isinstance(one, str) and _CHECKSUM.fullmatch(one) for one in listed.values()
-        ):
-            raise FormatError(f"{path}: its checksums are none: {_DAMAGED}")
         for name, one in listed.items():
             if found.setdefault(name, one) != one:
                 raise _contradiction(path, name)
@@ -271,7 +269,7 @@ def _document(path: Path, file: Any) -> dict[str, Any]:
     if len(text) > MAX_INDEX:
         raise FormatError(f"{path}: its index has {len(text)} bytes, the limit is {MAX_INDEX}")
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: its index is not JSON ({error}): {_DAMAGED}") from None
     version = document.get("format") if isinstance(document, dict) else None
@@ -282,8 +280,21 @@ def _document(path: Path, file: Any) -> dict[str, Any]:
         )
     if set(document) != _KEYS[version] or not isinstance(document["weights"], dict):
         raise FormatError(f"{path}: its index is no record of weights: {_DAMAGED}")
+    listed = document.get("checksums", {})
+    if not isinstance(listed, dict) or not all(
+        isinstance(one, str) and _CHECKSUM.fullmatch(one) for one in listed.values()
+    ):
+        raise FormatError(f"{path}: its checksums are none: {_DAMAGED}")
     known: dict[str, Any] = document
     return known
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; one that says two things under one name would be read differently by others."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is given twice")
+    return found
 
 
 def _parse_index(path: Path, document: dict[str, Any]) -> Index:

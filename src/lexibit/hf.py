@@ -71,6 +71,10 @@ class LexibitHfQuantizer(HfQuantizer):
         self._folder = files[0].parent if files else Path()
         if not files or any(file.suffix != ".safetensors" for file in files):
             raise FormatError(f"a lexibit folder holds safetensors files, this one: {files}")
+        given = Path(str(model.config.name_or_path))
+        for file in files:
+            if ".." in file.parts or (given.is_dir() and not file.is_relative_to(given)):
+                raise FormatError(f"{given}: its index lists {file}, a file of another folder: correct it")
         index = format.read_index(files)
         if not index:
             raise FormatError(

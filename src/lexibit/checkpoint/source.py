@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     if not folder.exists():
         raise LexibitError(f"{folder}: no such folder or file")
-    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]
     if not files:
         raise FormatError(f"{folder}: no .safetensors file in it")
     return files
@@ -111,7 +112,8 @@ def model_class(folder: Path) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
         LexibitError: config.json cannot be read, or names a class that transformers does not have.
     """
     try:
-        config = AutoConfig.from_pretrained(folder)
+        # no code of a checkpoint is run; without saying so, transformers would ask on the terminal
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise LexibitError(f"{folder}: its config.json cannot be used: {error}") from error
     name = (config.architectures or [""])[0]
@@ -196,7 +198,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not has_tokenizer(folder):
         raise LexibitError(f"{folder}: no tokenizer in it: copy the model's tokenizer files there")
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise LexibitError(f"{folder}: no tokenizer in it that can be used: {error}") from error
     return tokenizer
@@ -216,7 +218,7 @@ def _load(cls: type[PreTrainedModel], folder: Path, **settings: Any) -> PreTrain
         ) from error
     except LexibitError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
         raise LexibitError(f"{folder}: cannot be loaded: {error}") from error
 
 
@@ -266,6 +268,8 @@ def model_files(folder: Path) -> list[Path]:
         return []
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise ValueError("it lists files of other folders")
         files = [folder / name for name in names]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{index}: is no index of shards ({error}): copy or download it again") from error

@@ -83,6 +83,8 @@ def quantize_to(
         raise exists_already(out)
     if calibrate is not None and source.is_file():
         raise no_model(source)
+    if source.is_dir():
+        companions(source)  # what cannot be copied is known before the work
     why = "calibration runs the model" if calibrate is not None else ""
     try:
         if not why:
@@ -177,7 +179,28 @@ def save_configuration(model: PreTrainedModel, folder: Path) -> None:
 
 
 def copy_companions(source: Path, out: Path) -> None:
-    """Copy what a model folder holds beside weights and configuration: tokenizer, pooling, ..."""
+    """Copy what a model folder holds beside weights and configuration: tokenizer, pooling, ...
+
+    Raises:
+        LexibitError: one of them is a link out of the folder.
+    """
+    for path in companions(source):
+        inside = path.relative_to(source)
+        if not (out / inside).exists():
+            (out / inside).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, out / inside)
+
+
+def companions(source: Path) -> list[Path]:
+    """The files that :func:`copy_companions` copies, if they are not there already.
+
+    Raises:
+        LexibitError: one of them is a link out of the folder, by which a stranger's folder would bring in a
+            file of this machine. In the hub's cache, links to files of the same repository are the rule.
+    """
+    cached = source.parent.name == "snapshots" and (source.parent.parent / "blobs").is_dir()
+    root = (source.parent.parent if cached else source).resolve()
+    found = []
     for path in sorted(source.rglob("*")):
         inside = path.relative_to(source)
         if any(part.startswith(".") for part in inside.parts) or inside.parts[0] in (*TRAINING, CALIBRATION):
@@ -185,9 +208,11 @@ def copy_companions(source: Path, out: Path) -> None:
         # weights in a sub-folder (a dense layer after the encoder, say) belong to another module
         is_weights = path.suffix in WEIGHT_FILES or path.name.endswith(".index.json")
         is_weights = is_weights and (len(inside.parts) == 1 or inside.parts[0] in _OTHER_FRAMEWORKS)
-        if path.is_file() and not is_weights and not (out / inside).exists():
-            (out / inside).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, out / inside)
+        if path.is_file() and not is_weights:
+            if not path.resolve().is_relative_to(root):
+                raise LexibitError(f"{path}: is a link out of the folder: put the file itself in its place")
+            found.append(path)
+    return found
 
 
 @contextmanager
