@@ -29,6 +29,7 @@ COMMANDS = [
     "finetune",
     "tune",
     "bench",
+    "dequantize",
     "demo",
     "info",
 ]

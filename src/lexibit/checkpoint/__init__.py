@@ -1,6 +1,7 @@
 """Folders and files: where models come from, where their quantized form goes, and what is in it."""
 
 from lexibit.checkpoint.contents import Contents, compare, errors_against, inspect, read_texts
+from lexibit.checkpoint.dequantized import dequantize_to
 from lexibit.checkpoint.modules import load, save
 from lexibit.checkpoint.source import (
     find,
@@ -21,6 +22,7 @@ __all__ = [
     "Contents",
     "Verified",
     "compare",
+    "dequantize_to",
     "errors_against",
     "find",
     "has_tokenizer",

@@ -15,6 +15,7 @@ from lexibit.cli.bench import bench
 from lexibit.cli.compare import compare
 from lexibit.cli.compare_schemes import compare_schemes
 from lexibit.cli.demo import demo
+from lexibit.cli.dequantize import dequantize
 from lexibit.cli.evaluate import evaluate
 from lexibit.cli.finetune import finetune
 from lexibit.cli.info import info
@@ -70,6 +71,7 @@ for command in (
     finetune,
     tune,
     bench,
+    dequantize,
     demo,
     info,
 ):

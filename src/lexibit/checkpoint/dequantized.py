@@ -1,0 +1,53 @@
+"""Back to float: what any tool loads, without lexibit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lexibit import format
+from lexibit.checkpoint.source import load_quantized, weight_files
+from lexibit.checkpoint.target import WEIGHTS, copy_companions, exists_already, new_folder, save_folder
+from lexibit.errors import LexibitError
+from lexibit.files import replacing
+from lexibit.quantize import dequantize
+
+
+def dequantize_to(source: Path, out: Path) -> int:
+    """Write a quantized folder or safetensors file as plain float, every weight as its codes say.
+
+    A folder becomes a new folder, with every other file of the source; a file becomes a file.
+
+    Returns:
+        The bytes of the weight files written.
+
+    Raises:
+        LexibitError: the source is not quantized, or damaged; ``out`` exists, or cannot be written.
+    """
+    if source.is_file():
+        if out.exists():
+            raise exists_already(out)
+        with replacing(out) as staged:
+            _decode_files(source, staged)
+        return out.stat().st_size
+    with new_folder(out) as staged:
+        if (source / "config.json").is_file():
+            model = load_quantized(source)
+            dequantize(model)
+            save_folder(model, staged)
+        else:
+            _decode_files(source, staged / WEIGHTS)
+        copy_companions(source, staged)
+        return sum(file.stat().st_size for file in weight_files(staged))
+
+
+def _decode_files(source: Path, out: Path) -> None:
+    """All tensors of a checkpoint without a model, in one float file."""
+    tensors = format.read(weight_files(source))
+    floats = {name: value if isinstance(value, Tensor) else value.decode() for name, value in tensors.items()}
+    if all(floats[name] is tensors[name] for name in floats):
+        raise LexibitError(f"{source}: holds no weights in codes")
+    # loaders ask whose tensors they are
+    save_file({name: value.contiguous() for name, value in floats.items()}, out, metadata={"format": "pt"})
