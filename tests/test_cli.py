@@ -30,6 +30,7 @@ COMMANDS = [
     "tune",
     "bench",
     "dequantize",
+    "export",
     "demo",
     "info",
 ]

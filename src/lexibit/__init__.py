@@ -10,6 +10,7 @@ from lexibit.errors import FormatError, LexibitError
 from lexibit.fidelity import Reference
 from lexibit.fitting import quantize_tensor
 from lexibit.hf import LexibitHfQuantizer
+from lexibit.onnx import Exported, export_onnx
 from lexibit.optimize import optimize
 from lexibit.plan import Plan
 from lexibit.quantize import dequantize, quantize
@@ -22,6 +23,7 @@ __all__ = [
     "Calibration",
     "CodebookWeight",
     "Effort",
+    "Exported",
     "FormatError",
     "LexibitConfig",
     "LexibitError",
@@ -33,6 +35,7 @@ __all__ = [
     "compare_schemes",
     "dequantize",
     "evaluation",
+    "export_onnx",
     "importance",
     "load",
     "models",

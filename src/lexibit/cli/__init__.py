@@ -17,6 +17,7 @@ from lexibit.cli.compare_schemes import compare_schemes
 from lexibit.cli.demo import demo
 from lexibit.cli.dequantize import dequantize
 from lexibit.cli.evaluate import evaluate
+from lexibit.cli.export import export
 from lexibit.cli.finetune import finetune
 from lexibit.cli.info import info
 from lexibit.cli.inspect import inspect
@@ -72,6 +73,7 @@ for command in (
     tune,
     bench,
     dequantize,
+    export,
     demo,
     info,
 ):
