@@ -35,6 +35,9 @@ from lexibit.nn import install, restore_all
 from lexibit.plan import Plan, PlannedWeight, Use, storages
 from lexibit.weight import COMPUTED, PARTS, CodebookWeight, WeightSpec
 
+# where accelerate puts what it loads again at every use
+_NO_DEVICES = ("disk", "meta")
+
 register_quantization_config(METHOD)(LexibitConfig)
 
 
@@ -56,6 +59,21 @@ class LexibitHfQuantizer(HfQuantizer):
         self.tunes = False
 
     # loading ------------------------------------------------------------------------------------
+
+    def validate_environment(
+        self, *args: Any, device_map: str | dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Refuse a device map that leaves weights on a disk, from which nothing would bring codes back.
+
+        Raises:
+            LexibitError: it does.
+        """
+        for module, device in device_map.items() if isinstance(device_map, dict) else ():
+            if str(device) in _NO_DEVICES:
+                raise LexibitError(
+                    f"device_map puts {module or 'the whole model'} on {str(device)!r}: weights in codes "
+                    "must be in memory, of which they take little: name a device, or allow more (max_memory)"
+                )
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
