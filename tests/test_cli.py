@@ -31,6 +31,8 @@ COMMANDS = [
     "bench",
     "dequantize",
     "export",
+    "card",
+    "push",
     "demo",
     "info",
 ]

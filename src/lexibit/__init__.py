@@ -1,6 +1,6 @@
 """lexibit: pre-trained language models in one to eight bits."""
 
-from lexibit import evaluation, importance, models, tuning
+from lexibit import evaluation, hub, importance, models, tuning
 from lexibit.benchmark import bench
 from lexibit.calibration import Calibration, Effort
 from lexibit.checkpoint import load, save
@@ -36,6 +36,7 @@ __all__ = [
     "dequantize",
     "evaluation",
     "export_onnx",
+    "hub",
     "importance",
     "load",
     "models",

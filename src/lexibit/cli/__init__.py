@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from lexibit import __version__
 from lexibit.cli.bench import bench
+from lexibit.cli.card import card
 from lexibit.cli.compare import compare
 from lexibit.cli.compare_schemes import compare_schemes
 from lexibit.cli.demo import demo
@@ -23,6 +24,7 @@ from lexibit.cli.info import info
 from lexibit.cli.inspect import inspect
 from lexibit.cli.moments import moments
 from lexibit.cli.plan import plan
+from lexibit.cli.push import push
 from lexibit.cli.quantize import quantize
 from lexibit.cli.search import search
 from lexibit.cli.sensitivity import sensitivity
@@ -74,6 +76,8 @@ for command in (
     bench,
     dequantize,
     export,
+    card,
+    push,
     demo,
     info,
 ):
