@@ -36,10 +36,13 @@ def card(folder: str | Path, name: str | None = None, base_model: str | None = N
             is such a card with another base model.
     """
     folder = Path(folder)
-    contents = checkpoint.inspect(folder)
+    config = _config(folder)
+    facts = _facts(folder, config)
     before = _readme(folder)
     kept: dict[str, Any] = before.data.to_dict()  # type: ignore[no-untyped-call]
-    if TAG in (tags := list(kept.get("tags") or ())):
+    given = kept.get("tags") or []
+    tags = [given] if isinstance(given, str) else list(given)
+    if TAG in tags:
         if base_model not in (None, kept.get("base_model")):
             raise LexibitError(f"{folder / README}: has another base_model already: change it there")
         return (folder / README).read_text(encoding="utf-8")
@@ -49,21 +52,6 @@ def card(folder: str | Path, name: str | None = None, base_model: str | None = N
         kept |= {"base_model": base_model, "base_model_relation": "quantized"}
     tags += [TAG, *({"quantized"} - set(tags))]
     data = ModelCardData(**{"library_name": "transformers"} | kept | {"tags": tags})
-    specs = contents.weights.values()
-    config = _config(folder)
-    asked = config.get("quantization_config") or {}
-    groups = str(asked.get("groups", "as the file says"))
-    if rules := asked.get("rules"):
-        groups += f"; {len(rules)} rules for some weights"
-    facts = {
-        "scheme": ", ".join(sorted({spec.scheme for spec in specs})),
-        "bits of a code": ", ".join(map(str, sorted({spec.bits for spec in specs}))),
-        "weights that share levels": groups,
-        "calibrated on text": "yes" if (folder / checkpoint.CALIBRATION).is_file() else "no",
-        "weights in codes": f"{len(specs)}, of {contents.bits_per_weight:.3f} stored bits a weight",
-        "parameters": f"{contents.parameters:,}, of {contents.file_bits_per_parameter:.3f} bits on disk each",
-        "size on disk": f"{contents.file_bytes:,} bytes",
-    }
     name = name or folder.resolve().name
     made_from = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "a float model"
     lines = [
@@ -117,6 +105,8 @@ def push(folder: str | Path, name: str, *, private: bool = False, base_model: st
         api.upload_folder(
             repo_id=url.repo_id, folder_path=folder, commit_message="Upload a model quantized by lexibit"
         )
+    except LexibitError:
+        raise
     except HFValidationError as error:
         raise LexibitError(f"{name}: no hub name: write USER/NAME") from error
     except Exception as error:  # what a connection raises depends on the hub's client
@@ -136,6 +126,25 @@ def write_card(folder: Path, text: str) -> None:
     """
     with replacing(folder / README) as staged:
         staged.write_text(text, encoding="utf-8")
+
+
+def _facts(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """What was done, and how large it is."""
+    contents = checkpoint.inspect(folder)
+    specs = contents.weights.values()
+    asked = config.get("quantization_config") or {}
+    groups = str(asked.get("groups", "as the file says"))
+    if rules := asked.get("rules"):
+        groups += f"; {len(rules)} rules for some weights"
+    return {
+        "scheme": ", ".join(sorted({spec.scheme for spec in specs})),
+        "bits of a code": ", ".join(map(str, sorted({spec.bits for spec in specs}))),
+        "weights that share levels": groups,
+        "calibrated on text": "yes" if (folder / checkpoint.CALIBRATION).is_file() else "no",
+        "weights in codes": f"{len(specs)}, of {contents.bits_per_weight:.3f} stored bits a weight",
+        "parameters": f"{contents.parameters:,}, of {contents.file_bits_per_parameter:.3f} bits on disk each",
+        "size on disk": f"{contents.file_bytes:,} bytes",
+    }
 
 
 def _readme(folder: Path) -> ModelCard:

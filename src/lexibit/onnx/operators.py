@@ -124,27 +124,34 @@ def _ints(*values: int) -> Any:
     return op.Constant(value_ints=list(values))
 
 
-def _int(value: int | Sequence[int]) -> Any:
-    """A constant: int32, a number or one axis."""
-    given = op.Constant(value_int=value) if isinstance(value, int) else _ints(*value)
-    return op.Cast(given, to=_INT32)
+def _int(value: int) -> Any:
+    """A constant: int32, a number."""
+    return op.Cast(op.Constant(value_int=value), to=_INT32)
+
+
+def _bytes(*values: int) -> Any:
+    """A constant: uint8, one axis."""
+    return op.Cast(_ints(*values), to=_UINT8)
 
 
 def _unpack(packed: Any, bits: int, count: int) -> Any:
-    """What :func:`lexibit.packing.unpack` does."""
-    # in whole numbers of 32 bits: what runtimes have shifts for differs
+    """What :func:`lexibit.packing.unpack` does, a byte a code at any time."""
     units = -(-count // _CODES_IN_A_UNIT)
-    stream = op.Cast(packed, to=_INT32)
+    stream = packed
     if missing := units * bits - packed_bytes(count, bits):
-        stream = op.Concat(stream, _int([0] * missing), axis=0)
+        stream = op.Concat(stream, _bytes(*[0] * missing), axis=0)
     stream = op.Reshape(stream, _ints(units, bits))
     places = [divmod(code * bits, 8) for code in range(_CODES_IN_A_UNIT)]
+    shifts = [shift for _, shift in places]
     low = op.Gather(stream, _ints(*(byte for byte, _ in places)), axis=1)
-    # a code may straddle two bytes; the last of a unit does not
-    high = op.Gather(stream, _ints(*(min(byte + 1, bits - 1) for byte, _ in places)), axis=1)
-    both = op.Add(low, op.Mul(high, _int(256)))
-    codes = op.Mod(op.Div(both, _int([1 << shift for _, shift in places])), _int(1 << bits))
-    flat = op.Reshape(op.Cast(codes, to=_UINT8), _ints(-1))
+    codes = op.BitShift(low, _bytes(*shifts), direction="RIGHT")
+    if 8 % bits:
+        # a code may straddle two bytes, but for the last of a unit
+        high = op.Gather(stream, _ints(*(min(byte + 1, bits - 1) for byte, _ in places)), axis=1)
+        # in two steps, as none of 8 is allowed
+        high = op.BitShift(high, _bytes(*(7 - shift for shift in shifts)), direction="LEFT")
+        codes = op.BitwiseOr(codes, op.BitShift(high, _bytes(1), direction="LEFT"))
+    flat = op.Reshape(op.BitwiseAnd(codes, _bytes((1 << bits) - 1)), _ints(-1))
     return op.Slice(flat, _ints(0), _ints(count), _ints(0)) if count % _CODES_IN_A_UNIT else flat
 
 
