@@ -27,7 +27,7 @@ def packed(float_folder, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("name", ["bert-classifier", "llama-tied", "marian"])
+@pytest.mark.parametrize("name", ["bert-classifier", "marian"])
 def test_a_folder_becomes_a_float_folder_that_transformers_loads_alone(packed, tmp_path, name):
     source, out = packed(name), tmp_path / "plain"
     nbytes = checkpoint.dequantize_to(source, out)

@@ -98,9 +98,16 @@ def test_weights_are_not_left_on_a_disk(folders, tmp_path, settings, named, tied
 # torch.compile and torch.export ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["bert-mlm", "llama-tied", "gpt2"])
-def test_a_compiled_model_gives_what_it_gives_otherwise(folders, name):
-    packed, _ = folders(name)
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("bert-mlm", {"num_hidden_layers": 1}),
+        ("llama-tied", {"num_hidden_layers": 1}),
+        ("gpt2", {"n_layer": 1}),
+    ],
+)
+def test_a_compiled_model_gives_what_it_gives_otherwise(folders, name, layers):
+    packed, _ = folders(name, **layers)
     model = checkpoint.load_quantized(packed)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for ids in (torch.arange(5, 12)[None], torch.randint(5, 97, (3, 9))):
