@@ -149,6 +149,20 @@ def test_a_graph_is_in_float32_and_the_model_left_as_it_is(tiny_model, tmp_path)
     assert all(weight.compute == "int8" for weight in codebooks(model).values() if weight.shape[0] == 24)
 
 
+def test_weights_too_large_for_one_file_stand_beside_the_graph(tiny_model, tmp_path, monkeypatch):
+    model = tiny_model("distilbert-classifier", n_layers=1)
+    lexibit.quantize(model, CONFIG, progress=False)
+    save = torch.onnx.ONNXProgram.save
+    monkeypatch.setattr(
+        torch.onnx.ONNXProgram, "save", lambda self, file: save(self, file, external_data=True)
+    )
+    found = lexibit.export_onnx(model, tmp_path / "model.onnx")
+    files = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert files.keys() == {"model.onnx", "model.onnx.data"}
+    assert found.nbytes == sum(files.values())
+    session(tmp_path / "model.onnx")
+
+
 def test_a_graph_that_gives_something_else_is_not_left(tiny_model, tmp_path, monkeypatch):
     model = tiny_model("bert", num_hidden_layers=1)
     lexibit.quantize(model, CONFIG, progress=False)
