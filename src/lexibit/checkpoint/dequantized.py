@@ -6,12 +6,13 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from lexibit import format
 from lexibit.checkpoint.source import load_quantized, weight_files
-from lexibit.checkpoint.target import WEIGHTS, copy_companions, exists_already, new_folder, save_folder
+from lexibit.checkpoint.target import copy_companions, new_folder, save_folder
 from lexibit.errors import LexibitError
-from lexibit.files import replacing
+from lexibit.files import exists_already, replacing
 from lexibit.quantize import dequantize
 
 
@@ -38,7 +39,7 @@ def dequantize_to(source: Path, out: Path) -> int:
             dequantize(model)
             save_folder(model, staged)
         else:
-            _decode_files(source, staged / WEIGHTS)
+            _decode_files(source, staged / SAFE_WEIGHTS_NAME)
         copy_companions(source, staged)
         return sum(file.stat().st_size for file in weight_files(staged))
 
