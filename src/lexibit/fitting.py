@@ -136,6 +136,12 @@ def _quantize(
     return _packed(name, spec, choice, pruned, weight), refined
 
 
+def in_bands(planned: PlannedWeight) -> bool:
+    """Whether a weight is worked on some rows at a time, so that no float32 copy of all of it is made."""
+    recipe = planned.recipe
+    return recipe.importance is None and _band(recipe.fitting(), planned.spec) > 0
+
+
 def _band(scheme: schemes.Scheme, spec: WeightSpec) -> int:
     """How many rows of a large weight are worked on at a time; 0 if they are not independent, or few."""
     rows, columns = matrix_shape(spec.shape)
@@ -167,14 +173,15 @@ def _packed(
     name: str, spec: WeightSpec, choice: schemes.Choice, pruned: Tensor | None, weight: Tensor
 ) -> CodebookWeight:
     """What was chosen as it will be stored and computed with, on the weight's device."""
-    stored = choice.levels.to(getattr(torch, spec.levels_dtype)).to(weight.dtype)
+    own = getattr(torch, spec.dtype)  # the weight may have come in float32, for its values' sake
+    stored = choice.levels.to(getattr(torch, spec.levels_dtype)).to(own)
     packed = CodebookWeight.from_codes(spec, choice.codes, stored, choice.origins, pruned, choice.outliers)
     reach = _reach(spec, stored, choice)
-    if reach >= torch.finfo(weight.dtype).max and not packed.decode().isfinite().all():
+    if reach >= torch.finfo(own).max and not packed.decode().isfinite().all():
         # a scale that was rounded up may carry the largest weight over the end of its dtype
         if spec.form is not LevelForm.TABLE:
             scales = packed.levels[:, :1] if spec.form is LevelForm.AFFINE else packed.levels
-            scales.mul_(1 - torch.finfo(weight.dtype).eps)
+            scales.mul_(1 - torch.finfo(own).eps)
         if not packed.decode().isfinite().all():
             raise _does_not_fit(name, spec, reach)
     elif _drowned(spec, choice.levels, stored):

@@ -35,6 +35,7 @@ MAX_AXES = 8
 MAX_WEIGHTS = 1 << 40  # in one tensor
 MAX_INDEX = 1 << 26  # bytes of the index as JSON
 DTYPES = ("float64", *LEVELS_DTYPES)
+_LONGEST = 300  # characters of a fault
 _DAMAGED = "the file was changed or damaged, copy or download it again"
 _FIELDS_1 = {"shape", "bits", "block", "form", "levels_dtype", "dtype", "scheme"}
 _FORMS_1 = [LevelForm.TABLE, LevelForm.UNIFORM, LevelForm.BINARY]
@@ -304,6 +305,8 @@ def _parse_index(path: Path, document: dict[str, Any]) -> Index:
 
 def _parse_spec(path: Path, version: int, name: str, item: Any) -> WeightSpec:
     def refuse(fault: str) -> FormatError:
+        if len(fault) > _LONGEST:  # whatever it quotes may be of any size
+            fault = f"{fault[:_LONGEST]} ..."
         return FormatError(f"{path}: index of {name}: {fault}: {_DAMAGED}")
 
     known = _FIELDS[version]

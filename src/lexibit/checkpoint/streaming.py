@@ -24,7 +24,7 @@ from lexibit.checkpoint.tensor_file import TensorFile
 from lexibit.checkpoint.unfinished import Unfinished
 from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
-from lexibit.fitting import quantize_planned
+from lexibit.fitting import in_bands, quantize_planned
 from lexibit.plan import PlannedWeight
 from lexibit.progress import progress_bar
 
@@ -61,8 +61,15 @@ class Job:
 
 def fit(job: Job) -> Parts:
     """The stored tensors of a job's weight."""
-    found = quantize_planned(job.planned, job.origin.read(), seed=job.seed)
+    found = quantize_planned(job.planned, _values(job), seed=job.seed)
     return found.tensors(job.planned.name)
+
+
+def _values(job: Job) -> Tensor:
+    """A job's weight; in float32 already if it will be needed so as a whole, to let go of the file first."""
+    value = job.origin.read()
+    whole = value.dtype.itemsize < 4 and not in_bands(job.planned)
+    return value.float() if whole else value
 
 
 def local(limit: int | None) -> Workers:
