@@ -9,7 +9,7 @@ loads a float folder with a :class:`LexibitConfig`, each weight is quantized as 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from transformers.core_model_loading import (
     WeightConverter,
     WeightRenaming,
     rename_source_key,
+    revert_weight_conversion,
 )
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -197,7 +198,10 @@ class LexibitHfQuantizer(HfQuantizer):
         # what transformers leaves out, as the model computes it
         left_out = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
         written = {name: tensor for name, tensor in tensors.items() if name not in left_out}
-        return tensors, _OneKey(format.metadata(index, format.checksums(written)))
+        names = saved_names(model, written)
+        noted = {names[name]: checksum for name, checksum in format.checksums(written).items()}
+        index = {names[name]: spec for name, spec in index.items()}
+        return tensors, _OneKey(format.metadata(index, noted))
 
     def is_serializable(self) -> bool:
         """Yes."""
@@ -308,6 +312,15 @@ def stored_form(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, WeightSp
         index[name] = weight.spec
         state |= weight.tensors(name)
     return state, index
+
+
+def saved_names(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Under which names ``save_pretrained`` stores a state's tensors, by their names in the model.
+
+    A checkpoint with older names (``LayerNorm.gamma``) is saved under these again.
+    """
+    saved = {id(tensor): name for name, tensor in revert_weight_conversion(model, dict(state)).items()}
+    return {name: saved.get(id(tensor), name) for name, tensor in state.items()}
 
 
 def attach(model: nn.Module, config: LexibitConfig) -> None:

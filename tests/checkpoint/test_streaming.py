@@ -146,15 +146,45 @@ def test_a_bare_file_in_shards(tmp_path, plain):
         assert torch.equal(back[name].decode(), expected.decode())
 
 
-# what is not plain ------------------------------------------------------------------------------------------
-
-
-def older_names(source):
+def test_a_checkpoint_with_older_names_keeps_them(float_folder, tmp_path, plain):
+    # as that of bert-base-uncased has them
+    source = float_folder("bert-mlm")
     tensors = load_file(source / "model.safetensors")
-    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): value for name, value in tensors.items()}
-    assert old.keys() != tensors.keys()
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+        for name, value in tensors.items()
+    }
+    assert len(old.keys() - tensors.keys()) == 12
     save_file(old, source / "model.safetensors", metadata={"format": "pt"})
-    return "older names"
+    found = streamed(source, tmp_path / "packed")
+    assert found == by_way_of_the_model(source, tmp_path / "expected", LINEAR)
+    assert checkpoint.verify(tmp_path / "packed").checksums
+    stored = load_file(tmp_path / "packed" / "model.safetensors")
+    assert "bert.embeddings.LayerNorm.gamma" in stored
+    model = checkpoint.load_quantized(tmp_path / "packed")
+    kept = model.bert.encoder.layer[1].output.LayerNorm.weight
+    assert torch.equal(kept, tensors["bert.encoder.layer.1.output.LayerNorm.weight"])
+
+
+def test_a_model_with_its_head_gives_its_names_to_weights_of_the_model_alone(tmp_path, tiny_model, plain):
+    # the weights have no "bert." in front of their names, the class has
+    source = tmp_path / "float"
+    model = tiny_model("bert-mlm")
+    model.save_pretrained(source)
+    tensors = load_file(source / "model.safetensors")
+    save_file(
+        {name.removeprefix("bert."): value for name, value in tensors.items()},
+        source / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    found = streamed(source, tmp_path / "packed")
+    assert found == by_way_of_the_model(source, tmp_path / "expected", LINEAR)
+    checkpoint.verify(tmp_path / "packed")
+    back = checkpoint.load_quantized(tmp_path / "packed")
+    assert torch.equal(back.bert.embeddings.LayerNorm.weight, model.bert.embeddings.LayerNorm.weight)
+
+
+# what is not plain ------------------------------------------------------------------------------------------
 
 
 def untied(source):
@@ -178,7 +208,7 @@ def pytorch_form(source):
     return "other files"
 
 
-@pytest.mark.parametrize("change", [older_names, untied, without_a_head, pytorch_form])
+@pytest.mark.parametrize("change", [untied, without_a_head, pytorch_form])
 def test_a_checkpoint_that_is_more_than_its_tensors_is_loaded_and_that_is_said(
     float_folder, tmp_path, caplog, change
 ):

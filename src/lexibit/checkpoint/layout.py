@@ -24,7 +24,7 @@ from lexibit.checkpoint.source import headers, model_files, skeleton
 from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
 from lexibit.fitting import install_everywhere
-from lexibit.hf import attach, stored_form
+from lexibit.hf import attach, saved_names, stored_form
 from lexibit.plan import Plan, storages
 from lexibit.weight import COMPUTED, CodebookWeight, WeightSpec
 
@@ -56,6 +56,7 @@ class Layout:
 
     Attributes:
         plan: the weights to quantize, and what is kept.
+        names: under which name each weight is stored, by its name in the plan.
         weights: where each weight's values come from, by its stored name.
         kept: where each other stored tensor comes from, by name.
         files: the stored tensors, on the meta device, by file.
@@ -65,6 +66,7 @@ class Layout:
     """
 
     plan: Plan
+    names: dict[str, str]
     weights: dict[str, Origin]
     kept: dict[str, Origin]
     files: dict[str, dict[str, Tensor]]
@@ -98,6 +100,7 @@ def of_file(file: Path, config: LexibitConfig, shard_size: int = SHARD_SIZE) -> 
     origins = {name: Origin(file, name, tensor.dtype) for name, tensor in tensors.items()}
     return Layout(
         plan,
+        {name: name for name in weights},
         {name: origins[name] for name in weights},
         {name: origin for name, origin in origins.items() if name not in weights},
         _sharded(stored, shard_size),
@@ -133,15 +136,16 @@ def of_folder(folder: Path, config: LexibitConfig, shard_size: int = SHARD_SIZE)
     shared = {name: [use.name for use in found[name]] if name in names else [name] for name in every}
     copies = {name: next(n for n in shared[name] if n in kept) for name in every.keys() - kept.keys()}
     stored = {name: state[name] for name in state if name in parts or name in kept}
-    model.__dict__["_weight_conversions"] = []  # it is loaded without any
+    saved = saved_names(model, state)
     return Layout(
         plan,
-        of_weight,
-        {name: _one_of(shared[name], origins) for name in kept},
+        {name: saved[name] for name in index},
+        {saved[name]: origin for name, origin in of_weight.items()},
+        {saved[name]: _one_of(shared[name], origins) for name in kept},
         # in the order in which shards are filled
         _sharded(revert_weight_conversion(model, stored), shard_size),
-        index,
-        copies,
+        {saved[name]: spec for name, spec in index.items()},
+        {saved[copy]: saved[name] for copy, name in copies.items()},
         model,
     )
 
@@ -220,6 +224,6 @@ def _origins(folder: Path, model: PreTrainedModel) -> dict[str, Origin]:
             if tensor.shape != state[name].shape:
                 raise NotPlainError(f"{key} is {list(tensor.shape)}, not {list(state[name].shape)}")
             origins[name] = Origin(file, key, state[name].dtype)
-    if any(entry.was_used() for entry in mapping):
-        raise NotPlainError("its tensors have older names")
+    # as transformers notes it of a model that it loaded: it is saved under the names that it came with
+    model.__dict__["_weight_conversions"] = [entry for entry in mapping if entry.was_used()]
     return origins

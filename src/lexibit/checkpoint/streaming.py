@@ -43,11 +43,13 @@ class Job:
 
     Attributes:
         planned: the weight, free of any model.
+        name: under which it is stored.
         origin: where its values are.
         seed: of any random choice.
     """
 
     planned: PlannedWeight
+    name: str
     origin: Origin
     seed: int
 
@@ -62,7 +64,7 @@ class Job:
 def fit(job: Job) -> Parts:
     """The stored tensors of a job's weight."""
     found = quantize_planned(job.planned, _values(job), seed=job.seed)
-    return found.tensors(job.planned.name)
+    return found.tensors(job.name)
 
 
 def _values(job: Job) -> Tensor:
@@ -148,9 +150,9 @@ def write(
             finished.update(noted)
 
         jobs = [
-            Job(planned.alone(), layout.weights[planned.name], config.seed)
+            Job(planned.alone(), name, layout.weights[name], config.seed)
             for planned in layout.plan.weights
-            if not finished.keys() >= set(planned.spec.keys(planned.name).values())
+            if not finished.keys() >= set(planned.spec.keys(name := layout.names[planned.name]).values())
         ]
         with progress_bar(progress) as bar, closing(workers(fit, jobs)) as results:
             task = bar.add_task("quantizing", total=len(layout.plan.weights))
