@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import lexibit
@@ -701,3 +702,44 @@ def test_blocks_may_give_and_keep_what_they_like(wrap: Any) -> None:
     assert len(codebooks(model)) == 3
     trained = {one.block for one in calibration.weights} - {""}
     assert len(trained) == (0 if isinstance(wrap(torch.zeros(1)), list) else 3)
+
+
+@pytest.mark.parametrize("name", ["BartModel", "OPTModel"])
+def test_the_rows_of_positions_are_those_that_are_looked_up(name: str) -> None:
+    # their modules are called with something else, and work the positions out: from 2 on
+    config = {"vocab_size": 97, "max_position_embeddings": 40, "d_model": 24, "pad_token_id": 0}
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    if name == "OPTModel":
+        config |= {"hidden_size": 24, "num_hidden_layers": 1, "ffn_dim": 40, "num_attention_heads": 2}
+    else:
+        config |= layers | heads
+    model = getattr(transformers, name)(getattr(transformers, name.replace("Model", "Config"))(**config))
+    ids = torch.arange(3, 33).view(3, 10)
+    batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+    found = gather(model, Plan.of(model, LexibitConfig()), batches, progress=False)
+    positions = next(one for weight, one in found.items() if "embed_positions" in weight)
+    rows = positions.rows
+    assert rows is not None
+    assert rows[2:12].min() > 0
+    assert rows.sum() == rows[2:12].sum()
+
+
+def test_what_is_multiplied_may_be_a_parameter() -> None:
+    config = transformers.DebertaConfig(
+        vocab_size=97,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=40,
+        relative_attention=True,
+        pos_att_type=["c2p", "p2c"],
+    )
+    model = transformers.DebertaModel(config).eval()
+    calibration = Calibration([{"input_ids": torch.randint(3, 97, (4, 9))} for _ in range(3)])
+    lexibit.quantize(model, LexibitConfig.recommended(3), calibration=calibration, progress=False)
+    told = {one.name: one for one in calibration.weights}
+    positions = told["encoder.layer.0.attention.self.pos_proj.weight"]
+    assert positions.after is not None
+    assert positions.before is not None
+    assert positions.after < positions.before

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import TorchFunctionMode
 
 from lexibit.calibration.route import Place, Point, Stage, given
 from lexibit.errors import LexibitError
@@ -147,8 +148,11 @@ class Runs:
             if here.calls == times:
                 raise _Enough
 
+        looked_up = [use for use in stage.uses if use.kind == "embedding"]
+
         def run(number: int) -> list[Tensor]:
-            self.run(number)
+            with _LookUps(looked_up, seen) if looked_up else nullcontext():
+                self.run(number)
             found: list[Tensor] = here.inputs
             return found
 
@@ -156,13 +160,29 @@ class Runs:
             for replay in self._replays:
                 undo.enter_context(replay.replaying())
             for use in stage.uses:
-                undo.callback(_watch(use, seen).remove)
-            # a recurrent layer has run when its inputs are known
-            if isinstance(last, nn.RNNBase):
+                if use.kind != "embedding":
+                    undo.callback(_watch(use, seen).remove)
+            # these have run when their inputs are known
+            if isinstance(last, nn.RNNBase | nn.Embedding):
                 undo.callback(last.register_forward_hook(counted).remove)
             else:
                 undo.callback(last.register_forward_pre_hook(counted).remove)
             yield run
+
+
+class _LookUps(TorchFunctionMode):
+    """Shows which rows of embeddings are looked up: some modules work them out themselves, from a mask."""
+
+    def __init__(self, uses: Sequence[Use], seen: Callable[..., None]) -> None:
+        super().__init__()
+        self._uses, self._seen = {id(use.module.get_parameter(use.parameter)): use for use in uses}, seen
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.embedding:
+            use = self._uses.get(id(args[1]))
+            if use is not None:
+                self._seen(use, args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def _watch(use: Use, seen: Callable[..., None]) -> Any:
@@ -189,7 +209,8 @@ def _masks(name: str) -> tuple[str, str]:
 def _inputs(use: Use, x: Any, output: Any, masks: list[Tensor]) -> Tensor:
     if use.kind == "recurrent":
         return _recurrent(use, x, output, masks)
-    return _kept(x, masks, 0) if use.kind == "embedding" else _kept(x, masks, 1).float()
+    # what is multiplied may be a parameter itself, like DeBERTa's relative positions
+    return _kept(x, masks, 0) if use.kind == "embedding" else _kept(x.detach(), masks, 1).float()
 
 
 def _kept(x: Tensor, masks: list[Tensor], axes: int) -> Tensor:
