@@ -870,3 +870,15 @@ def test_bench_times_a_folder(run, run_json, fails, packed, float_folder, tmp_pa
     assert "give its folder" in fails(
         "bench", sorted(floats.glob("*.safetensors"))[0].rename(tmp_path / "a.safetensors")
     )
+
+
+def test_plan_and_inspect_show_what_a_weight_has_beside_codes_and_levels(run, float_folder, tmp_path):
+    source = float_folder("bert")
+    code, out, _ = run("plan", source, "--bits", "3", "--outliers", "0.02")
+    assert code == 0
+    assert ", 19 outliers" in out  # of 40 x 24 weights
+    quantize = ("quantize", source, tmp_path / "packed", "--scheme", "ocs", "--option", "ratio=0.1")
+    assert run(*quantize)[0] == 0
+    code, out, _ = run("inspect", tmp_path / "packed")
+    assert code == 0
+    assert ", 3 columns more" in out

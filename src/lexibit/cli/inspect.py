@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from lexibit import checkpoint
-from lexibit.cli.show import Json, console, print_json, size, table
+from lexibit.cli.show import Json, beside, console, print_json, size, table
 
 
 def inspect(
@@ -49,8 +49,9 @@ def inspect(
     shown = table(quantized, *columns, *(["#error", "#largest"] if errors else []))
     for name, spec in contents.weights.items():
         shape, block = ("x".join(map(str, axes)) for axes in (spec.shape, spec.block))
+        how = f"groups of {block}, {spec.form} {spec.levels_dtype}{beside(spec)}"
         row = [
-            f"{escape(name)}\n[dim]{shape}, groups of {block}, {spec.form} {spec.levels_dtype}[/]",
+            f"{escape(name)}\n[dim]{shape}, {how}[/]",
             escape(spec.scheme),
             str(spec.bits),
             size(spec.nbytes),

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from lexibit import checkpoint
 from lexibit.cli.options import Model, takes_config
-from lexibit.cli.show import Json, console, print_json, size, table
+from lexibit.cli.show import Json, beside, console, print_json, size, table
 from lexibit.config import LexibitConfig
 from lexibit.plan import Plan
 
@@ -55,7 +55,8 @@ def weights_table(made: Plan) -> Table:
     shown = table("Quantized", "weight", "scheme", "#bits", "#before", "#after", "#share")
     for weight in made.weights:
         shape = "x".join(map(str, weight.spec.shape))
-        name = f"{escape(weight.name)}\n[dim]{shape}, levels per {escape(weight.recipe.groups)}[/]"
+        how = f"levels per {escape(weight.recipe.groups)}{beside(weight.spec)}"
+        name = f"{escape(weight.name)}\n[dim]{shape}, {how}[/]"
         for use in weight.uses[1:]:
             name += f"\n[dim]= {escape(use.name)}[/]"
         shown.add_row(

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from lexibit.files import to_json
 from lexibit.tasks import Score
+from lexibit.weight import WeightSpec
 
 # a pipe has no width of its own: wide enough for names of weights
 console = Console(width=None if sys.stdout.isatty() else 140)
@@ -61,3 +62,15 @@ def size(count: float) -> str:
             return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def beside(spec: WeightSpec) -> str:
+    """What a weight has beside codes and levels, for the end of a line; nothing if it has nothing."""
+    rows, columns = spec.extra
+    has = [
+        (rows, f"{rows} rows more"),
+        (columns, f"{columns} columns more"),
+        (spec.mask, "a mask"),
+        (spec.outliers, f"{spec.outliers} outliers"),
+    ]
+    return "".join(f", {what}" for there, what in has if there)
