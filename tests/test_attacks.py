@@ -15,6 +15,8 @@ from attacks.make import FOLDER as ATTACKS_FOLDER
 from transformers import BertModel
 
 import lexibit
+import lexibit.checkpoint.streaming
+import lexibit.hub
 from lexibit import FormatError, LexibitConfig, LexibitError, checkpoint, format
 
 SOURCE = Path(lexibit.__file__).parents[1]
@@ -152,8 +154,10 @@ def test_an_index_of_a_quantized_folder_that_points_out_of_it(packed, tmp_path):
     names = lexibit.format.read_checksums([tmp_path / "other" / "model.safetensors"])
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "../other/model.safetensors")}
     (packed / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(LexibitError, match="file of another folder"):
+    with pytest.raises(LexibitError, match="files of other folders"):
         checkpoint.load_quantized(packed)
+    with pytest.raises(LexibitError, match="a file of another folder"):
+        BertModel.from_pretrained(packed)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "null"])
@@ -202,6 +206,60 @@ def test_a_config_that_asks_for_files_reads_none(packed, tmp_path):
     (packed / "config.json").write_text(json.dumps(config))
     model = checkpoint.load_quantized(packed)
     assert isinstance(model, BertModel)
+
+
+CONFIGS = {
+    "no class": {"architectures": ["AutoModel"]},
+    "a function": {"architectures": ["pipeline"]},
+    "a module": {"architectures": ["utils"]},
+    "a configuration": {"architectures": ["BertConfig"]},
+    "another model": {"architectures": ["GPT2LMHeadModel"]},
+    "a number": {"architectures": [5]},
+    "an object": {"architectures": {"a": 1}},
+    "dtype of nothing": {"dtype": "foo"},
+    "dtype that is a function": {"dtype": "load"},
+    "dtype of whole numbers": {"dtype": "int8"},
+    "size as text": {"hidden_size": "x"},
+    "size not whole": {"vocab_size": 1.5},
+    "no heads": {"num_attention_heads": 0},
+    "padding outside": {"pad_token_id": 500},
+    "activation unknown": {"hidden_act": "evil"},
+    "layers without end": {"num_hidden_layers": 10**9},
+    "more layers": {"num_hidden_layers": 10**5},
+    "other size": {"hidden_size": 48},
+    "other words": {"vocab_size": 30_000_000},
+}
+
+
+@pytest.mark.parametrize("change", CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.mark.parametrize("form", ["quantized", "float"])
+def test_a_config_of_anything_is_refused_and_takes_no_memory(packed, float_folder, tmp_path, change, form):
+    source = packed if form == "quantized" else tmp_path / "float"
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | change))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(LexibitError, match=str(source)):
+        if form == "quantized":
+            checkpoint.load_quantized(source)
+        else:
+            workers = checkpoint.streaming.Local(10**9)
+            checkpoint.quantize_to(source, tmp_path / "out", LexibitConfig(), progress=False, workers=workers)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 4 * MOST
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "5", "{", "[" * 100_000, '{"quantization_config": [1]}'])
+def test_a_config_that_is_none_is_refused(packed, text):
+    (packed / "config.json").write_text(text)
+    for act in (checkpoint.load_quantized, checkpoint.load_model, lexibit.hub.card):
+        with pytest.raises(LexibitError, match=str(packed)):
+            act(packed)
+
+
+def test_layers_that_the_files_do_not_have_are_refused(packed):
+    config = json.loads((packed / "config.json").read_text())
+    (packed / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 9000}))
+    with pytest.raises(LexibitError, match=r"weights that its files do not have"):
+        checkpoint.load_quantized(packed)
 
 
 def test_a_bomb_of_a_header_is_refused(tmp_path):

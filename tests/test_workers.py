@@ -123,7 +123,7 @@ lost = []
 watch = threading.Thread(target=lose_a_node)
 watch.start()
 plan, _ = checkpoint.quantize_to(
-    source, out, config, progress=False, workers=streaming.cluster(cluster.address)
+    source, out, config, progress=False, workers=streaming.Cluster(cluster.address)
 )
 watch.join()
 print(json.dumps({"lost at": lost[0], "weights": len(plan.weights)}))

@@ -9,6 +9,7 @@ loads a float folder with a :class:`LexibitConfig`, each weight is quantized as 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from lexibit.nn import install, restore_all
 from lexibit.plan import Plan, PlannedWeight, Use, storages
 from lexibit.weight import COMPUTED, PARTS, CodebookWeight, WeightSpec
 
+_MISSING = 1 << 28  # bytes of weights that a folder may lack: a fresh head
 # where accelerate puts what it loads again at every use
 _NO_DEVICES = ("disk", "meta")
 
@@ -91,8 +93,8 @@ class LexibitHfQuantizer(HfQuantizer):
         if not files or any(file.suffix != ".safetensors" for file in files):
             raise FormatError(f"a lexibit folder holds safetensors files, this one: {files}")
         given = Path(str(model.config.name_or_path))
-        for file in files:
-            if ".." in file.parts or (given.is_dir() and not file.is_relative_to(given)):
+        for file in files if given.is_dir() else ():
+            if os.path.relpath(file, given).startswith(".."):
                 raise FormatError(f"{given}: its index lists {file}, a file of another folder: correct it")
         index = format.read_index(files)
         if not index:
@@ -100,6 +102,7 @@ class LexibitHfQuantizer(HfQuantizer):
                 f"{files[0]}: config.json says that it is quantized by lexibit, but the file holds no "
                 "weights in codes: restore the file, or remove quantization_config from config.json"
             )
+        _check_sizes(model, files)
         # tying pads a bias to the first axis of the weight, which packed codes do not have
         model._adjust_bias = lambda *_: None  # type: ignore[method-assign]
         by_name = {use.name: found for found in storages(model) for use in found[1]}
@@ -119,6 +122,11 @@ class LexibitHfQuantizer(HfQuantizer):
                 # the codes stand for the weight, wherever it is used
                 for use in uses if part == "codes" else (first,):
                     use.module._parameters[use.parameter + PARTS[part]] = placeholder
+        if not self._stored:
+            raise FormatError(
+                f"{self._folder}: none of its weights in codes is one of {type(model).__name__}: correct "
+                "'architectures' in its config.json, or load it with the class that saved it"
+            )
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self._quantizing is not None:
@@ -292,6 +300,39 @@ def _in_model(model: PreTrainedModel, index: dict[str, WeightSpec]) -> Iterator[
         yield (
             rename_source_key(name, renamings, converters, model.base_model_prefix, state)[0],
             spec,
+        )
+
+
+def _check_sizes(model: PreTrainedModel, files: list[Path]) -> None:
+    """Refuse a configuration that asks for other tensors than there are, before memory is taken for them.
+
+    Raises:
+        FormatError: it does.
+    """
+    state = model.state_dict()
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    index = format.read_index(files)
+    missing = dict(state)
+    for file in files:
+        with format.open_file(file) as opened:
+            for key in opened.keys():  # noqa: SIM118
+                name = rename_source_key(key, renamings, [], model.base_model_prefix, state)[0]
+                wanted = missing.pop(name, None)
+                shape = opened.get_slice(key).get_shape()
+                if wanted is not None and key not in index and list(wanted.shape) != shape:
+                    raise FormatError(
+                        f"{file}: {key} is {shape}, config.json wants {list(wanted.shape)}: load it with the "
+                        "configuration it was saved with"
+                    )
+    for name in getattr(model, "all_tied_weights_keys", None) or {}:
+        missing.pop(name, None)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in missing.values())
+    most = _MISSING + 32 * sum(file.stat().st_size for file in files)
+    if size > most:
+        raise FormatError(
+            f"{files[0].parent}: config.json wants {size} bytes of weights that its files do not have, like "
+            f"{next(iter(missing))}: load it with the configuration it was saved with"
         )
 
 

@@ -45,7 +45,13 @@ def card(folder: str | Path, name: str | None = None, base_model: str | None = N
     if TAG in tags:
         if base_model not in (None, kept.get("base_model")):
             raise LexibitError(f"{folder / README}: has another base_model already: change it there")
-        return (folder / README).read_text(encoding="utf-8")
+        text = (folder / README).read_text(encoding="utf-8")
+        if missing := [line for line in _rows(facts) if line not in text]:
+            raise LexibitError(
+                f"{folder / README}: tells of another quantization, without {missing[0]!r}: remove it, or correct "
+                "it"
+            )
+        return text
     for results in _RESULTS:
         kept.pop(results, None)
     if base_model is not None:
@@ -61,7 +67,7 @@ def card(folder: str | Path, name: str | None = None, base_model: str | None = N
         "",
         "| | |",
         "|---|---|",
-        *(f"| {fact} | {value} |" for fact, value in facts.items()),
+        *_rows(facts),
         "",
         "```python",
         *_loading(folder, config, name),
@@ -147,6 +153,10 @@ def _facts(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _rows(facts: dict[str, str]) -> list[str]:
+    return [f"| {fact} | {value} |" for fact, value in facts.items()]
+
+
 def _readme(folder: Path) -> ModelCard:
     file = folder / README
     try:
@@ -158,7 +168,13 @@ def _readme(folder: Path) -> ModelCard:
 
 def _config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        known = isinstance(config, dict) and isinstance(config.get("quantization_config") or {}, dict)
+        if not known or not isinstance(config.get("architectures") or [], list):
+            raise ValueError("it is no configuration of a model")
+    except (OSError, ValueError, RecursionError) as error:
+        raise LexibitError(f"{file}: cannot be read ({error}): correct it") from error
     return config
 
 

@@ -444,6 +444,8 @@ class _Chooser:
             return f"{parameter.dim()} axis: not a matrix"
         if not parameter.is_floating_point():
             return f"{parameter.dtype}: not floating point"
+        if parameter.dtype.itemsize < 2:
+            return f"{parameter.dtype}: of eight bits already"
         if any(use.name in self.computed for use in uses):
             return "computed, not saved with the model"
         if self._named(config.exclude, uses):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import torch
 
 from lexibit.errors import LexibitError, needs_extra
+
+_TRIES = 10  # of a job whose machine or process is lost
 
 
 class Job(Protocol):
@@ -56,29 +59,56 @@ def on_ray(function: Callable[[J], R], jobs: Sequence[J], address: str) -> Gener
     A job takes one CPU and its memory. Jobs of a machine that is lost are done by another.
 
     Raises:
-        LexibitError: Ray is not installed, or there is no cluster at this address.
+        LexibitError: Ray is not installed, there is no cluster at this address, or it could not do a job.
     """
+    with _connected(address) as ray:
+        remote = ray.remote(max_retries=_TRIES)(function)
+        waiting = sorted(jobs, key=lambda job: job.memory)
+        running: dict[Any, J] = {}
+        while waiting or running:
+            # twice what can run: a machine that is done has the next one at hand
+            most = 2 * max(int(ray.cluster_resources().get("CPU", 1)), 1)
+            while waiting and len(running) < most:
+                job = waiting.pop()
+                running[remote.options(num_cpus=1, memory=job.memory).remote(job)] = job
+            done, _ = ray.wait(list(running))
+            while done:
+                one = done.pop()
+                try:
+                    result = ray.get(one)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from None  # what the job raised
+                except ray.exceptions.RayError as error:
+                    raise LexibitError(f"--ray {address}: could not do a piece of work: {error}") from error
+                yield running.pop(one), result
+                del one, result
+
+
+def ray_memory(address: str) -> int:
+    """The bytes that the machine of a Ray cluster with most of them offers.
+
+    Raises:
+        LexibitError: as :func:`on_ray`.
+    """
+    with _connected(address) as ray:
+        return int(max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]))
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    """Ray, connected to a cluster; a connection that the program has already is used, and stays."""
     with needs_extra("ray"):
         import ray
+    if ray.is_initialized():
+        yield ray
+        return
     _reach(address)
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _no_cluster(address, error) from error
     try:
-        remote = ray.remote(max_retries=-1)(function)
-        waiting = sorted(jobs, key=lambda job: job.memory)
-        running: dict[Any, J] = {}
-        while waiting or running:
-            # twice what can run: a machine that is done has the next one at hand
-            processors = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
-            most = 2 * max(int(processors), 1)
-            while waiting and len(running) < most:
-                job = waiting.pop()
-                running[remote.options(num_cpus=1, memory=job.memory).remote(job)] = job
-            done, _ = ray.wait(list(running))
-            for one in done:
-                yield running.pop(one), _result(one)
+        yield ray
     finally:
         ray.shutdown()
 
@@ -96,12 +126,3 @@ def _reach(address: str) -> None:
 def _no_cluster(address: str, error: Exception) -> LexibitError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return LexibitError(f"--ray {address}: no cluster there ({reason}): start one with 'ray start --head'")
-
-
-def _result(one: Any) -> Any:
-    import ray
-
-    try:
-        return ray.get(one)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None  # what the job raised

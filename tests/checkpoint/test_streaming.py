@@ -2,6 +2,7 @@
 
 import json
 import logging
+import resource
 
 import pytest
 import torch
@@ -184,6 +185,70 @@ def test_a_model_with_its_head_gives_its_names_to_weights_of_the_model_alone(tmp
     assert torch.equal(back.bert.embeddings.LayerNorm.weight, model.bert.embeddings.LayerNorm.weight)
 
 
+GENERATION = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "eos_token_id": [2, 7], "max_length": 33}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "marian"])
+@pytest.mark.parametrize("given", ["file", "config", "nothing"])
+def test_how_text_is_generated_is_what_the_folder_says(float_folder, tmp_path, plain, name, given):
+    source = float_folder(name)
+    (source / "generation_config.json").unlink()
+    if given == "file":
+        (source / "generation_config.json").write_text(json.dumps(GENERATION))
+    elif given == "config":
+        config = json.loads((source / "config.json").read_text())
+        (source / "config.json").write_text(json.dumps(config | {"num_beams": 3, "no_repeat_ngram_size": 2}))
+    expected = by_way_of_the_model(source, tmp_path / "expected", LINEAR)
+    found = streamed(source, tmp_path / "packed")
+    assert found == expected
+    if given == "file":
+        assert json.loads(found["generation_config.json"])["eos_token_id"] == [2, 7]
+
+
+def test_a_dtype_that_only_the_index_names(tmp_path, tiny_model, plain):
+    source = tmp_path / "float"
+    tiny_model("llama").save_pretrained(source, max_shard_size="10KB")
+    config = json.loads((source / "config.json").read_text())
+    del config["dtype"]
+    (source / "config.json").write_text(json.dumps(config))
+    index = json.loads((source / "model.safetensors.index.json").read_text())
+    index["metadata"]["dtype"] = "bfloat16"
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    expected = by_way_of_the_model(source, tmp_path / "expected", LINEAR)
+    assert streamed(source, tmp_path / "packed") == expected
+    assert json.loads(expected["config.json"])["dtype"] == "bfloat16"
+
+
+def test_tensors_without_axes_and_of_other_dtypes_are_kept(tmp_path, plain):
+    tensors = {
+        "a.weight": torch.randn(6, 5),
+        "count": torch.tensor(3),
+        "scale": torch.tensor(0.5),
+        "small.weight": torch.randn(6, 5).to(torch.float8_e4m3fn),
+        "flags": torch.tensor([True, False]),
+    }
+    save_file(tensors, tmp_path / "float.safetensors")
+    assert [w.name for w in checkpoint.plan(tmp_path / "float.safetensors", LINEAR).weights] == ["a.weight"]
+    streamed(tmp_path / "float.safetensors", tmp_path / "packed")
+    checkpoint.verify(tmp_path / "packed")
+    back = load_file(tmp_path / "packed" / "model.safetensors")
+    for name in ("count", "scale", "flags"):
+        assert torch.equal(back[name], tensors[name])
+    assert back["small.weight"].dtype == torch.float8_e4m3fn
+
+
+def test_more_shards_than_a_process_may_open_files(tmp_path, plain):
+    tensors = {f"layer.{index}.weight": torch.randn(20, 30) for index in range(120)}
+    save_file(tensors, tmp_path / "float.safetensors")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, before[1]))
+    try:
+        found = streamed(tmp_path / "float.safetensors", tmp_path / "packed", shard_size=300)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert len(found) > 110
+
+
 # what is not plain ------------------------------------------------------------------------------------------
 
 
@@ -221,7 +286,7 @@ def test_a_checkpoint_that_is_more_than_its_tensors_is_loaded_and_that_is_said(
     torch.manual_seed(0)
     assert found == by_way_of_the_model(source, tmp_path / "expected", LINEAR)
     with pytest.raises(LexibitError, match=f"whole model must be loaded.*{why}"):
-        streamed(source, tmp_path / "again", workers=streaming.local(10**9))
+        streamed(source, tmp_path / "again", workers=streaming.Local(10**9))
 
 
 def test_a_copy_of_a_tied_weight_is_no_reason_to_load_the_model(float_folder, tmp_path, plain):
@@ -252,12 +317,12 @@ def test_a_damaged_or_missing_shard_is_named(tmp_path, tiny_model):
 def test_a_weight_that_takes_more_than_is_allowed_is_named_before_any_work(float_folder, tmp_path):
     source = float_folder("bert")
     with pytest.raises(LexibitError, match=r"word_embeddings\.weight takes up to .* --memory allows"):
-        streamed(source, tmp_path / "packed", workers=streaming.local(100_000_000))
+        streamed(source, tmp_path / "packed", workers=streaming.Local(100_000_000))
     assert {path.name for path in tmp_path.iterdir()} == {"float"}
 
 
 def test_one_weight_after_the_other_gives_the_same_bytes(float_folder, tmp_path, plain):
     source = float_folder("bert")
-    assert streamed(source, tmp_path / "one", workers=streaming.local(101_000_000)) == streamed(
-        source, tmp_path / "many", workers=streaming.local(10**12)
+    assert streamed(source, tmp_path / "one", workers=streaming.Local(101_000_000)) == streamed(
+        source, tmp_path / "many", workers=streaming.Local(10**12)
     )

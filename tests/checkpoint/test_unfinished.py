@@ -337,25 +337,6 @@ def test_a_disk_that_fills_up_later_keeps_what_is_finished(float_folder, tmp_pat
     assert counted == []
 
 
-def test_a_source_that_cannot_be_read_is_an_error(float_folder, tmp_path, monkeypatch):
-    source = float_folder("bert")
-    expected = streamed(source, tmp_path / "expected")
-    open_file, left = lexibit.format.open_file, [6]
-
-    def fail(path):
-        left[0] -= 1
-        if left[0] < 0:
-            raise FormatError(f"{path}: not a whole safetensors file (Input/output error)")
-        return open_file(path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(lexibit.format, "open_file", fail)
-        with pytest.raises(LexibitError, match="Input/output error"):
-            streamed(source, tmp_path / "packed")
-    assert (tmp_path / ".packed.unfinished").is_dir()
-    assert streamed(source, tmp_path / "packed") == expected
-
-
 def test_an_output_in_a_folder_of_others_is_an_error(float_folder, tmp_path):
     source = float_folder("bert")
     (tmp_path / "file").write_text("mine")
@@ -386,3 +367,94 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(float_folder, tmp_path
     finally:
         torch.set_num_threads(before)
     assert found[0] == found[1] == found[2]
+
+
+def test_a_companion_that_was_cut_short_is_copied_anew(float_folder, tmp_path, monkeypatch, counted):
+    source = float_folder("bert")
+    expected = streamed(source, tmp_path / "expected")
+
+    def fail(content, copy):
+        copy.write(content.read(100))
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target.shutil, "copyfileobj", fail)
+        with pytest.raises(LexibitError, match="finished is kept"):
+            streamed(source, tmp_path / "packed")
+    cut = [path for path in (tmp_path / ".packed.unfinished" / "folder").glob("*token*")]
+    assert [path.stat().st_size for path in cut] == [100]
+    (source / "tokenizer_config.json").write_text("{}")  # changed meanwhile
+    counted.clear()
+    found = streamed(source, tmp_path / "packed")
+    assert counted == []
+    assert found["tokenizer.json"] == expected["tokenizer.json"]
+    assert found["tokenizer_config.json"] == b"{}"
+
+
+def begun(source, out, stopping):
+    go_on = stopping(5, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        streamed(source, out)
+    go_on()
+    return (out.with_name(f".{out.name}.unfinished") / "journal.jsonl").read_bytes()
+
+
+def test_a_wrong_option_takes_nothing_of_what_is_finished(float_folder, tmp_path, stopping):
+    source, out = float_folder("bert"), tmp_path / "packed"
+    before = begun(source, out, stopping)
+    for workers in (streaming.Local(1000), streaming.Cluster("127.0.0.1:1")):
+        with pytest.raises(LexibitError, match=r"--memory allows|no cluster there"):
+            streamed(source, out, workers=workers)
+        assert (tmp_path / ".packed.unfinished" / "journal.jsonl").read_bytes() == before
+
+
+def test_a_weight_that_is_wrong_takes_nothing_of_an_earlier_runs_work(float_folder, tmp_path, stopping):
+    source, out = float_folder("bert"), tmp_path / "packed"
+    begun(source, out, stopping)
+    stopping(0, LexibitError("wrong"))
+    with pytest.raises(LexibitError, match="wrong"):
+        streamed(source, out)
+    assert (tmp_path / ".packed.unfinished" / "journal.jsonl").read_bytes().count(b"\n") == 6
+
+
+def test_a_journal_that_cannot_be_read_takes_nothing(float_folder, tmp_path, stopping, monkeypatch):
+    source, out = float_folder("bert"), tmp_path / "packed"
+    before = begun(source, out, stopping)
+
+    def fail(_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lexibit.checkpoint.unfinished._lines", fail)
+        with pytest.raises(LexibitError, match="finished is kept"):
+            streamed(source, out)
+    assert (tmp_path / ".packed.unfinished" / "journal.jsonl").read_bytes() == before
+
+
+def test_a_source_that_is_cut_short_while_it_is_read_is_an_error(float_folder, tmp_path):
+    source = float_folder("bert")
+    expected = streamed(source, tmp_path / "expected")
+    whole = (source / "model.safetensors").read_bytes()
+    found = streaming.Job.memory  # what is asked when the headers are read, and no weight is
+
+    def cut(job):
+        os.truncate(source / "model.safetensors", len(whole) // 2)
+        return found.fget(job)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming.Job, "memory", property(cut))
+        with pytest.raises(FormatError, match=r"model\.safetensors: ends inside of"):
+            streamed(source, tmp_path / "packed")
+    (source / "model.safetensors").write_bytes(whole)
+    assert streamed(source, tmp_path / "packed") == expected
+
+
+def test_a_name_relative_to_the_working_folder(float_folder, tmp_path, monkeypatch):
+    source = float_folder("bert")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    streamed(Path("../float"), Path("../packed"))
+    checkpoint.load_quantized(Path("../packed"))
+    streamed(Path("../float"), Path("."))
+    assert contents(tmp_path / "here") == contents(tmp_path / "packed")
+    assert source.is_dir()

@@ -41,7 +41,15 @@ def dequantize_to(source: Path, out: Path) -> int:
         else:
             _decode_files(source, staged / SAFE_WEIGHTS_NAME)
         copy_companions(source, staged)
+        _drop_card(staged / "README.md")
         return sum(file.stat().st_size for file in weight_files(staged))
+
+
+def _drop_card(file: Path) -> None:
+    """Remove a card that tells of codes (:mod:`lexibit.hub`): here are none."""
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    if text.startswith("---\n") and "\n- lexibit\n" in text.partition("\n---\n")[0] + "\n":
+        file.unlink()
 
 
 def _decode_files(source: Path, out: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from lexibit import format
-from lexibit.checkpoint.source import headers, model_files, skeleton
+from lexibit.checkpoint.source import headers, model_files, skeleton, without_values
+from lexibit.checkpoint.tensor_file import Stored
 from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
 from lexibit.fitting import install_everywhere
@@ -39,15 +40,16 @@ class NotPlainError(LexibitError):
 class Origin:
     """A tensor of the float checkpoint, and the dtype in which the model has it."""
 
-    file: Path
-    key: str
+    stored: Stored
     dtype: torch.dtype
 
     def read(self) -> Tensor:
-        """Its values; the file is open no longer than this takes, so that no more of it stays mapped."""
-        with format.open_file(self.file) as opened:
-            value: Tensor = opened.get_tensor(self.key)
-        return value.to(self.dtype)
+        """Its values."""
+        return self.stored.read().to(self.dtype)
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Its values in order, some at a time."""
+        return (chunk.to(self.dtype) for chunk in self.stored.chunks())
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def of_file(file: Path, config: LexibitConfig, shard_size: int = SHARD_SIZE) -> 
     Raises:
         LexibitError: it is quantized already, or nothing in it can be.
     """
-    tensors = headers(file)
+    found = headers(file)
+    tensors = without_values(found)
     plan = Plan.of_tensors(tensors, config)
     if not plan.weights:
         raise LexibitError(f"{file}: nothing to quantize in it: see lexibit plan {file}")
@@ -97,7 +100,7 @@ def of_file(file: Path, config: LexibitConfig, shard_size: int = SHARD_SIZE) -> 
         for key in parts.keys() & stored.keys():
             raise LexibitError(f"{file}: two tensors would be stored as {key}: rename one")
         stored |= parts
-    origins = {name: Origin(file, name, tensor.dtype) for name, tensor in tensors.items()}
+    origins = {name: Origin(tensor, tensor.dtype) for name, tensor in found.items()}
     return Layout(
         plan,
         {name: name for name in weights},
@@ -134,7 +137,7 @@ def of_folder(folder: Path, config: LexibitConfig, shard_size: int = SHARD_SIZE)
     every = {name: tensor for name, tensor in state.items() if name not in parts}
     kept = remove_tied_weights_from_state_dict(dict(every), model)
     shared = {name: [use.name for use in found[name]] if name in names else [name] for name in every}
-    copies = {name: next(n for n in shared[name] if n in kept) for name in every.keys() - kept.keys()}
+    copies = {name: _kept_copy(name, shared[name], kept) for name in every.keys() - kept.keys()}
     stored = {name: state[name] for name in state if name in parts or name in kept}
     saved = saved_names(model, state)
     return Layout(
@@ -160,6 +163,14 @@ def _announced(spec: WeightSpec) -> CodebookWeight:
             for part, (dtype, shape) in spec.parts.items()
         },
     )
+
+
+def _kept_copy(name: str, names: Iterable[str], kept: Mapping[str, Tensor]) -> str:
+    """Under which of a tensor's names it is stored."""
+    for other in names:
+        if other in kept:
+            return other
+    raise NotPlainError(f"{name} shares its memory with a tensor of another name")
 
 
 def _without(state: dict[str, Tensor], names: Iterable[str]) -> None:
@@ -207,6 +218,8 @@ def _origins(folder: Path, model: PreTrainedModel) -> dict[str, Origin]:
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     files = model_files(folder)
+    if (folder / "adapter_config.json").is_file():
+        raise NotPlainError("an adapter is loaded into it")
     if not files or getattr(model.config, "transformers_weights", None) or type(model.config).extra_files:
         raise NotPlainError("its weights are in other files than model.safetensors and its shards")
     origins: dict[str, Origin] = {}
@@ -220,10 +233,10 @@ def _origins(folder: Path, model: PreTrainedModel) -> dict[str, Origin]:
             if name not in state:
                 continue  # a head that this class does not have, say
             if name in origins:
-                raise NotPlainError(f"{key} and {origins[name].key} are both {name}")
+                raise NotPlainError(f"{key} and {origins[name].stored.name} are both {name}")
             if tensor.shape != state[name].shape:
                 raise NotPlainError(f"{key} is {list(tensor.shape)}, not {list(state[name].shape)}")
-            origins[name] = Origin(file, key, state[name].dtype)
+            origins[name] = Origin(tensor, state[name].dtype)
     # as transformers notes it of a model that it loaded: it is saved under the names that it came with
     model.__dict__["_weight_conversions"] = [entry for entry in mapping if entry.was_used()]
     return origins

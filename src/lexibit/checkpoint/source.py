@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from lexibit import format, models
+from lexibit.checkpoint.tensor_file import Stored, stored
 from lexibit.config import LexibitConfig
 from lexibit.errors import FormatError, LexibitError
 from lexibit.plan import Plan
@@ -34,6 +36,10 @@ WEIGHT_FILES = (
     ".gguf",
     ".ot",
 )
+
+# How configurations call their number of layers, and how many of them make a model that nobody has.
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
+_MOST_LAYERS = 10_000
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.spm", "merges.txt")
 
@@ -111,19 +117,44 @@ def model_class(folder: Path) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
     Raises:
         LexibitError: config.json cannot be read, or names a class that transformers does not have.
     """
-    try:
+    with _config_of(folder):
         # no code of a checkpoint is run; without saying so, transformers would ask on the terminal
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise LexibitError(f"{folder}: its config.json cannot be used: {error}") from error
-    name = (config.architectures or [""])[0]
-    cls = getattr(transformers, name, None) or models.CLASSES.get(name) if name else None
-    if cls is None:
+    names = config.architectures
+    name = names[0] if isinstance(names, list) and names else names or ""
+    cls = (
+        getattr(transformers, name, None) or models.CLASSES.get(name)
+        if isinstance(name, str) and name
+        else None
+    )
+    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
         raise LexibitError(
             f"{folder}: its config.json names the class {name!r} in 'architectures', which transformers "
             f"{transformers.__version__} does not have: correct it, or install a transformers that has it"
         )
+    if cls.config_class is not None and not isinstance(config, cls.config_class):
+        raise LexibitError(
+            f"{folder}: its config.json names the class {name!r} in 'architectures', which is not of its "
+            f"model_type {config.model_type!r}: correct one of the two"
+        )
+    for layers in _LAYERS:
+        if (count := getattr(config, layers, 0) or 0) > _MOST_LAYERS:
+            raise LexibitError(
+                f"{folder}: its config.json claims {count} layers, the limit is {_MOST_LAYERS}"
+            )
     return cls, config
+
+
+@contextmanager
+def _config_of(folder: Path) -> Iterator[None]:
+    """Work with a configuration that anybody may have written: whatever it leads to is told as its fault."""
+    try:
+        yield
+    except (LexibitError, MemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LexibitError(f"{folder}: its config.json cannot be used: {reason}") from error
 
 
 def load_float(folder: Path) -> PreTrainedModel:
@@ -210,22 +241,26 @@ def _check_float(folder: Path, config: PreTrainedConfig) -> None:
 
 
 def _load(cls: type[PreTrainedModel], folder: Path, **settings: Any) -> PreTrainedModel:
+    model_files(folder)  # none of which is another folder's
+    if other := next(folder.glob("shard-*-model-*.safetensors"), None):
+        raise LexibitError(f"{other}: is of a checkpoint in parts of tensors: save it with save_pretrained")
     try:
-        return cls.from_pretrained(folder, **settings)
+        return cls.from_pretrained(folder, trust_remote_code=False, **settings)
     except SafetensorError as error:
         raise FormatError(
             f"{folder}: not a whole safetensors file ({error}): copy or download it again"
         ) from error
-    except LexibitError:
+    except (LexibitError, MemoryError):
         raise
-    except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
-        raise LexibitError(f"{folder}: cannot be loaded: {error}") from error
+    except Exception as error:  # of whatever a stranger's config.json leads to
+        reason = str(error).strip() or type(error).__name__
+        raise LexibitError(f"{folder}: cannot be loaded: {reason}") from error
 
 
 def plan(source: Path, config: LexibitConfig) -> Plan:
     """The plan for a folder or file; reads no weights."""
     if source.is_file():
-        return Plan.of_tensors(headers(source), config)
+        return Plan.of_tensors(without_values(headers(source)), config)
     return Plan.of(skeleton(source), config)
 
 
@@ -237,8 +272,25 @@ def skeleton(folder: Path) -> PreTrainedModel:
     """
     cls, config = model_class(folder)
     _check_float(folder, config)
-    with torch.device("meta"):
-        model: PreTrainedModel = cls._from_config(config, dtype=_dtype(folder, config))  # type: ignore[no-untyped-call]
+    dtype = _dtype(folder, config)
+    with _config_of(folder), torch.device("meta"):
+        model: PreTrainedModel = cls._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+        if model.can_generate():
+            # as from_pretrained does: what its file, or else config.json, says of generating text
+            model.adjust_generation_fn(  # type: ignore[operator]
+                None,
+                False,
+                False,
+                folder,
+                cache_dir=None,
+                force_download=False,
+                proxies=None,
+                local_files_only=True,
+                token=None,
+                revision=None,
+                subfolder="",
+                trust_remote_code=False,
+            )
     return model
 
 
@@ -246,9 +298,20 @@ def _dtype(folder: Path, config: PreTrainedConfig) -> torch.dtype:
     """In which dtype transformers loads a folder: what its configuration says, else that of its weights."""
     named = getattr(config, "dtype", None)
     if named is not None:
-        dtype: torch.dtype = getattr(torch, named) if isinstance(named, str) else named
+        dtype = getattr(torch, named, None) if isinstance(named, str) else named
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise LexibitError(
+                f"{folder}: its config.json names the dtype {named!r}, which models do not have"
+            )
         return dtype
-    for file in model_files(folder)[:1]:
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    files = model_files(folder)
+    if files and files[0].name != SAFE_WEIGHTS_NAME:
+        told = _read_index(index).get("metadata")
+        named = told.get("dtype") if isinstance(told, dict) else None
+        if isinstance(named, str) and isinstance(getattr(torch, named, None), torch.dtype):
+            return getattr(torch, named)  # type: ignore[no-any-return]
+    for file in files[:1]:
         for tensor in headers(file).values():
             if tensor.dtype in format.TORCH_DTYPES.values():
                 return tensor.dtype
@@ -267,11 +330,11 @@ def model_files(folder: Path) -> list[Path]:
     if not index.is_file():
         return []
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(_read_index(index)["weight_map"].values()))
         if any(Path(name).name != name for name in names):
             raise ValueError("it lists files of other folders")
         files = [folder / name for name in names]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise FormatError(f"{index}: is no index of shards ({error}): copy or download it again") from error
     for file in files:
         if not file.is_file():
@@ -279,21 +342,29 @@ def model_files(folder: Path) -> list[Path]:
     return files
 
 
-def headers(file: Path) -> dict[str, Tensor]:
-    """The tensors of a float safetensors file without their values: on the meta device.
+def _read_index(index: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"{index}: is no index of shards ({error}): copy or download it again") from error
+    if not isinstance(document, dict):
+        raise FormatError(f"{index}: is no index of shards: copy or download it again")
+    return document
+
+
+def headers(file: Path) -> dict[str, Stored]:
+    """Where the tensors of a float safetensors file stand.
 
     Raises:
         LexibitError: it holds weights in codes, or is damaged.
     """
     refuse_packed(file)
-    tensors = {}
-    with format.open_file(file) as opened:
-        for name in opened.keys():  # noqa: SIM118
-            part = opened.get_slice(name)
-            # the dtypes that are not quantized count with their size; an empty slice knows them
-            dtype = format.TORCH_DTYPES.get(part.get_dtype()) or part[:0].dtype
-            tensors[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
-    return tensors
+    return stored(file)
+
+
+def without_values(tensors: Mapping[str, Stored]) -> dict[str, Tensor]:
+    """Tensors of a file on the meta device."""
+    return {name: tensor.meta for name, tensor in tensors.items()}
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:

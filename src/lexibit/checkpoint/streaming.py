@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy
+import safetensors
+import scipy
 import torch
+import transformers
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
@@ -34,7 +36,6 @@ _BYTES_PER_WEIGHT, _WEIGHED, _WITH_OUTLIERS = 10, 27, 110
 _UNKNOWN = "0" * 32  # stands for a checksum until it is known
 
 Parts = dict[str, Tensor]
-Workers = Callable[[Callable[["Job"], Parts], Sequence["Job"]], Generator[tuple["Job", Parts]]]
 
 
 @dataclass(frozen=True)
@@ -74,35 +75,82 @@ def _values(job: Job) -> Tensor:
     return value.float() if whole else value
 
 
-def local(limit: int | None) -> Workers:
-    """Workers of this machine, which take ``limit`` bytes at most; what is free if None."""
+class Workers(Protocol):
+    """Who quantizes."""
 
-    def work(function: Callable[[Job], Parts], jobs: Sequence[Job]) -> Generator[tuple[Job, Parts]]:
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Refuse jobs that they cannot do, before any work.
+
+        Raises:
+            LexibitError: names the weight and the remedy.
+        """
+
+    def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, Parts]]:
+        """The results of :func:`fit` as they come."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """Threads of this process, whose jobs take ``limit`` bytes at most together; what is free if None."""
+
+    limit: int | None = None
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """See that no job alone takes more."""
         for job in jobs:
-            if limit is not None and job.memory > limit:
+            if self.limit is not None and job.memory > self.limit:
                 raise LexibitError(
                     f"{job.planned.name} takes up to {job.memory / 1e6:.1f} MB while it is quantized, "
-                    f"--memory allows {limit / 1e6:.1f}: allow more, or exclude it"
+                    f"--memory allows {self.limit / 1e6:.1f}: allow more, or exclude it"
                 )
-        return workers.in_threads(function, jobs, memory.available() if limit is None else limit)
 
-    return work
+    def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, Parts]]:
+        """The results as they come."""
+        limit = memory.available() if self.limit is None else self.limit
+        return workers.in_threads(fit, jobs, limit)
 
 
-def cluster(address: str) -> Workers:
-    """The machines of a Ray cluster."""
-    return partial(workers.on_ray, address=address)
+@dataclass(frozen=True)
+class Cluster:
+    """The machines of a Ray cluster, by its address."""
+
+    address: str
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """See that the cluster is there, and has a machine with memory for the largest job."""
+        most = workers.ray_memory(self.address)
+        for job in jobs:
+            if job.memory > most:
+                raise LexibitError(
+                    f"{job.planned.name} takes up to {job.memory / 1e6:.1f} MB while it is quantized, and no "
+                    f"machine of --ray {self.address} offers more than {most / 1e6:.1f}: start one with "
+                    "'ray start --memory', or exclude it"
+                )
+
+    def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, Parts]]:
+        """The results as they come."""
+        return workers.on_ray(fit, jobs, self.address)
+
+
+def jobs_of(layout: Layout, config: LexibitConfig) -> list[Job]:
+    """A job for every weight."""
+    named = [(planned, layout.names[planned.name]) for planned in layout.plan.weights]
+    return [Job(planned.alone(), name, layout.weights[name], config.seed) for planned, name in named]
 
 
 def key(layout: Layout, config: LexibitConfig) -> str:
     """What tells a piece of work from others: the float files as they are, what is asked, and versions."""
-    files = {origin.file for origin in (*layout.weights.values(), *layout.kept.values())}
+    origins = layout.weights | layout.kept
+    files = {origin.stored.file for origin in origins.values()}
     files |= {
         source for planned in layout.plan.weights if isinstance(source := planned.recipe.weighing(), Path)
     }
     document = {
-        "versions": [lexibit.__version__, format.VERSION, torch.__version__, numpy.__version__],
+        "versions": [lexibit.__version__, format.VERSION]
+        + [package.__version__ for package in (torch, numpy, scipy, transformers, safetensors)],
         "config": config.to_dict(),
+        "origins": {name: [str(o.stored.file), o.stored.name, str(o.dtype)] for name, o in origins.items()},
+        "index": {name: spec.to_dict() for name, spec in layout.index.items()},
         "files": sorted((str(file.resolve()), *_state(file)) for file in files),
         "tensors": {
             file: {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
@@ -125,49 +173,44 @@ def write(
     What the work has finished already, and is as it was written, stays.
 
     Raises:
-        LexibitError: a weight that cannot be quantized.
+        LexibitError: a weight that cannot be quantized, or read.
         OSError: the disk.
     """
     tensors = layout.tensors
     unknown = dict.fromkeys([*tensors, *layout.copies], _UNKNOWN)
-    with ExitStack() as stack:
-        place: dict[str, TensorFile] = {}
-        for name, inside in layout.files.items():
-            header = format.metadata(layout.index, unknown)
-            file = stack.enter_context(TensorFile(work.folder / name, inside, header))
-            place |= dict.fromkeys(inside, file)
-        finished = {
-            name: noted
-            for name, noted in work.finished.items()
-            if name in place and place[name].holds(name, noted)
-        }
-
-        def put(parts: Mapping[str, Tensor]) -> None:
-            for name, tensor in parts.items():
-                place[name].write(name, tensor)
-            noted = format.checksums(parts)
+    files = {
+        name: TensorFile(work.folder / name, inside, format.metadata(layout.index, unknown))
+        for name, inside in layout.files.items()
+    }
+    place = {name: files[file] for file, inside in layout.files.items() for name in inside}
+    finished = {
+        name: noted
+        for name, noted in work.finished.items()
+        if name in place and place[name].holds(name, noted)
+    }
+    jobs = [
+        job
+        for job in jobs_of(layout, config)
+        if not finished.keys() >= set(job.planned.spec.keys(job.name).values())
+    ]
+    with progress_bar(progress) as bar, closing(workers.run(jobs)) as results:
+        task = bar.add_task("quantizing", total=len(layout.plan.weights))
+        bar.advance(task, len(layout.plan.weights) - len(jobs))
+        for _, parts in results:
+            noted = {name: place[name].write(name, tensor) for name, tensor in parts.items()}
+            del parts  # before the next ones are waited for
             work.finish(noted)
-            finished.update(noted)
-
-        jobs = [
-            Job(planned.alone(), name, layout.weights[name], config.seed)
-            for planned in layout.plan.weights
-            if not finished.keys() >= set(planned.spec.keys(name := layout.names[planned.name]).values())
-        ]
-        with progress_bar(progress) as bar, closing(workers(fit, jobs)) as results:
-            task = bar.add_task("quantizing", total=len(layout.plan.weights))
-            bar.advance(task, len(layout.plan.weights) - len(jobs))
-            for _, parts in results:
-                put(parts)
-                bar.advance(task)
-                del parts  # before the next ones are waited for
-        for name, origin in layout.kept.items():
-            if name not in finished:
-                put({name: origin.read()})
-        noted = {name: finished[name] for name in tensors}
-        noted |= {copy: finished[name] for copy, name in layout.copies.items()}
-        for file in set(place.values()):
-            file.finish(format.metadata(layout.index, noted))
+            finished |= noted
+            bar.advance(task)
+    for name, origin in layout.kept.items():
+        if name not in finished:
+            noted = {name: place[name].write_chunks(name, origin.chunks())}
+            work.finish(noted)
+            finished |= noted
+    noted = {name: finished[name] for name in tensors}
+    noted |= {copy: finished[name] for copy, name in layout.copies.items()}
+    for file in files.values():
+        file.finish(format.metadata(layout.index, noted))
     if len(layout.files) > 1:
         _write_index(layout, work.folder / SAFE_WEIGHTS_INDEX_NAME)
 

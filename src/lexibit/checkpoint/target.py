@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils import logging as transformers_logging
 
 from lexibit.calibration.layerwise import Calibration
@@ -21,7 +22,7 @@ from lexibit.checkpoint import layout, streaming
 from lexibit.checkpoint.source import WEIGHT_FILES, load_float, weight_files
 from lexibit.checkpoint.unfinished import unfinished
 from lexibit.config import LexibitConfig
-from lexibit.errors import LexibitError
+from lexibit.errors import FormatError, LexibitError
 from lexibit.files import CANNOT_WRITE, exists_already, finish_folder, occupied, sync, write_json
 from lexibit.hf import NoWeights
 from lexibit.plan import Plan
@@ -69,8 +70,8 @@ def quantize_to(
         calibrate: gives what the float model is calibrated on; the folder then tells what became of each
             weight (calibration.json).
         shard_size: bytes above which no file grows, but for one tensor.
-        workers: who quantizes (:func:`streaming.local`, :func:`streaming.cluster`); threads of this process,
-            within what memory is free, if None.
+        workers: who quantizes (:class:`streaming.Local`, :class:`streaming.Cluster`); threads of this
+            process, within what memory is free, if None.
 
     Returns:
         The plan that was carried out, and the bytes of the weight files written.
@@ -92,9 +93,10 @@ def quantize_to(
             return _streamed(source, out, config, of(source, config, shard_size), progress, beside, workers)
     except layout.NotPlainError as error:
         why = str(error)
-        _logger.warning("%s: the whole model is loaded, as %s", source, why)
     if workers is not None:
         raise LexibitError(f"{source}: the whole model must be loaded, as {why}: leave memory and ray out")
+    if calibrate is None:
+        _logger.warning("%s: the whole model is loaded, as %s", source, why)
     return _loaded(source, out, config, progress, beside, calibrate, shard_size)
 
 
@@ -108,8 +110,11 @@ def _streamed(
     workers: streaming.Workers | None,
 ) -> tuple[Plan, int]:
     """Tensor by tensor, never the model."""
+    workers = workers or streaming.Local()
+    workers.check(streaming.jobs_of(found, config))
     with unfinished(out, streaming.key(found, config)) as work:
-        streaming.write(found, work, config, workers or streaming.local(None), progress=progress)
+        streaming.write(found, work, config, workers, progress=progress)
+        work.clear([*found.files, SAFE_WEIGHTS_INDEX_NAME])
         size = sum(file.stat().st_size for file in weight_files(work.folder))
         if found.model is not None:
             save_configuration(found.model, work.folder)
@@ -188,7 +193,12 @@ def copy_companions(source: Path, out: Path) -> None:
         inside = path.relative_to(source)
         if not (out / inside).exists():
             (out / inside).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, out / inside)
+            try:
+                content = path.open("rb")
+            except OSError as error:
+                raise FormatError(f"{path}: cannot be read: {error.strerror or error}") from error
+            with content, (out / inside).open("wb") as copy:
+                shutil.copyfileobj(content, copy)
 
 
 def companions(source: Path) -> list[Path]:

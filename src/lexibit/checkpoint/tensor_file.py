@@ -1,22 +1,118 @@
-"""A safetensors file whose tensors are written one by one, in any order."""
+"""Safetensors files without safetensors: tensors read from where they stand, and written in any order.
+
+A mapped file that is cut short, or on a disk that fails, ends the program without a word; a read tells.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
 from math import prod
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from lexibit.format import checksum
+from lexibit import format
+from lexibit.errors import FormatError
 
 _CHUNK = 1 << 24  # bytes read at a time
+
+DTYPES = format.TORCH_DTYPES | {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor stands in a file: its bytes begin at ``start``."""
+
+    file: Path
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def meta(self) -> Tensor:
+        """The tensor without its values."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+    def read(self) -> Tensor:
+        """Its values.
+
+        Raises:
+            FormatError: the file cannot be read, or ends inside of it.
+        """
+        raw = torch.empty(prod(self.shape) * self.dtype.itemsize, dtype=torch.uint8)
+        at = 0
+        for part in self._parts():
+            raw[at : at + len(part)] = part
+            at += len(part)
+        return (
+            raw.view(self.dtype).view(self.shape) if len(raw) else torch.empty(self.shape, dtype=self.dtype)
+        )
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Its values in order, some at a time, ``[n]``."""
+        return (part.view(self.dtype) for part in self._parts())
+
+    def _parts(self) -> Iterator[Tensor]:
+        size = prod(self.shape) * self.dtype.itemsize
+        try:
+            with self.file.open("rb", buffering=0) as opened:
+                opened.seek(self.start)
+                for at in range(0, size, _CHUNK):
+                    part = torch.empty(min(_CHUNK, size - at), dtype=torch.uint8)
+                    if _fill(opened, part.numpy().data) < len(part):
+                        raise FormatError(
+                            f"{self.file}: ends inside of {self.name}: copy or download it again"
+                        )
+                    yield part
+        except OSError as error:
+            raise FormatError(
+                f"{self.file}: {self.name} cannot be read: {error.strerror or error}"
+            ) from error
+
+
+def stored(file: Path) -> dict[str, Stored]:
+    """Where the tensors of a safetensors file stand, whose header has been checked.
+
+    Raises:
+        FormatError: it is no such file, or has a dtype that nobody knows.
+    """
+    with format.open_file(file):  # which checks the header, and that tensors fill the file
+        pass
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    found = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in DTYPES:
+            raise FormatError(
+                f"{file}: {name} is {entry['dtype']}, which is not known here: convert it first"
+            )
+        start = 8 + length + entry["data_offsets"][0]
+        found[name] = Stored(file, name, DTYPES[entry["dtype"]], tuple(entry["shape"]), start)
+    return found
 
 
 class TensorFile:
@@ -36,6 +132,7 @@ class TensorFile:
 
     def __init__(self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Lay the file out, and reserve its space."""
+        self._path = path
         self._listed: dict[str, tuple[str, list[int]]] = {}
         self._places: dict[str, tuple[int, int]] = {}
         self._tensors = dict(tensors)
@@ -47,56 +144,52 @@ class TensorFile:
             at += size
         header = self._header(metadata)
         self._start = len(header)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
+        # opened for each act: a checkpoint may have more shards than a process may have files open
+        with open(path, "ab") as file:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._file, 0, self._start + at)
-            os.truncate(self._file, self._start + at)
-            self._put(header, 0)
-        except BaseException:
-            os.close(self._file)
-            raise
+                os.posix_fallocate(file.fileno(), 0, self._start + at)
+            file.truncate(self._start + at)
+        self._put([header], 0)
 
-    def __enter__(self) -> TensorFile:
-        return self
+    def write(self, name: str, tensor: Tensor) -> str:
+        """Put a tensor in its place; it has the dtype and the shape that were announced.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close it, finished or not."""
-        os.close(self._file)
-
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Put a tensor in its place; it has the dtype and the shape that were announced."""
+        Returns:
+            Its :func:`lexibit.format.checksum`.
+        """
         planned = self._tensors[name]
         assert (tensor.dtype, tensor.shape) == (planned.dtype, planned.shape), name
-        raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        self._put(raw.numpy().data, self._start + self._places[name][0])
+        return self.write_chunks(name, [tensor])
 
-    def read(self, name: str) -> Tensor:
-        """What is in a tensor's place: uint8 ``[bytes]``."""
+    def write_chunks(self, name: str, chunks: Iterable[Tensor]) -> str:
+        """Put a tensor in its place that comes in parts, in order."""
         begin, end = self._places[name]
-        raw = torch.empty(end - begin, dtype=torch.uint8)
-        view = raw.numpy().data
-        for at in range(0, end - begin, _CHUNK):
-            part = view[at : at + _CHUNK]
-            if os.preadv(self._file, [part], self._start + begin + at) != len(part):
-                raise OSError(f"{name}: the file ends inside of it")
-        return raw
+        digest = blake2b(digest_size=16)
+
+        def contents() -> Iterator[memoryview]:
+            for chunk in chunks:
+                raw = chunk.detach().cpu().contiguous().view(-1).view(torch.uint8)
+                digest.update(raw.numpy().data)
+                yield raw.numpy().data
+
+        written = self._put(contents(), self._start + begin)
+        assert written == end - begin, name
+        return digest.hexdigest()
 
     def holds(self, name: str, expected: str) -> bool:
         """Whether a tensor's place holds bytes of this :func:`lexibit.format.checksum`."""
-        return checksum(self.read(name)) == expected
+        begin, end = self._places[name]
+        place = Stored(self._path, name, torch.uint8, (end - begin,), self._start + begin)
+        digest = blake2b(digest_size=16)
+        for part in place.chunks():
+            digest.update(part.numpy().data)
+        return digest.hexdigest() == expected
 
     def finish(self, metadata: Mapping[str, str]) -> None:
-        """Write the header anew and have the disk keep all of the file."""
+        """Write the header anew."""
         header = self._header(metadata)
         assert len(header) == self._start, "the length of a header is fixed when its file is begun"
-        self._put(header, 0)
-        os.fsync(self._file)
+        self._put([header], 0)
 
     def _header(self, metadata: Mapping[str, str]) -> bytes:
         document: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -106,12 +199,29 @@ class TensorFile:
         text += b" " * (-len(text) % 8)
         return struct.pack("<Q", len(text)) + text
 
-    def _put(self, content: bytes | memoryview, at: int) -> None:
-        view = memoryview(content).cast("B") if len(content) else memoryview(b"")
-        while len(view):
-            # one call writes 2 GiB at most
-            written = os.pwrite(self._file, view, at)
-            view, at = view[written:], at + written
+    def _put(self, contents: Iterable[bytes | memoryview], at: int) -> int:
+        """Write bytes from a place on, and tell how many."""
+        total = 0
+        with open(self._path, "r+b", buffering=0) as file:
+            file.seek(at)
+            for content in contents:
+                view = memoryview(content)
+                total += len(view)
+                while len(view):
+                    # one call writes 2 GiB at most
+                    view = view[file.write(view) :]
+        return total
+
+
+def _fill(file: Any, view: memoryview) -> int:
+    """Read into a view until it is full, or the file ends; how many bytes that were."""
+    at = 0
+    while at < len(view):
+        count = file.readinto(view[at:])
+        if not count:
+            break
+        at += count
+    return at
 
 
 def _in_order(tensors: Mapping[str, Tensor]) -> dict[str, str]:

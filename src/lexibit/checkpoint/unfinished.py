@@ -6,17 +6,19 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
+from safetensors import SafetensorError
 
 from lexibit.errors import FormatError, LexibitError
 from lexibit.files import CANNOT_WRITE, exists_already, finish_folder, occupied, sync
 
 _logger = logging.getLogger("lexibit")
 _JOURNAL, _LOCK, _FOLDER = "journal.jsonl", "lock", "folder"
+_TRIES = 100
 
 
 class Unfinished:
@@ -24,18 +26,21 @@ class Unfinished:
 
     Attributes:
         folder: where to write; it holds what an earlier run wrote.
-        finished: the tensors that earlier runs finished, and their checksums.
+        finished: the tensors that are finished, and their checksums.
+        begun_before: whether an earlier run finished some of them.
     """
 
     def __init__(self, work: Path, key: str) -> None:
         """Take up what is there, or begin anew if it has another key."""
         self.folder = work / _FOLDER
         self.finished: dict[str, str] = {}
+        self.begun_before = False
         self._journal = work / _JOURNAL
         lines = _lines(self._journal)
         if self.folder.is_dir() and lines[:1] == [{"key": key}]:
             for line in lines[1:]:
                 self.finished |= line
+            self.begun_before = bool(self.finished)
             return
         if self._journal.exists():
             _logger.warning("%s: is of another model, configuration or version: begins anew", work)
@@ -43,6 +48,14 @@ class Unfinished:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         self._append({"key": key})
+
+    def clear(self, kept: Iterable[str]) -> None:
+        """Remove all but these files: what an earlier run wrote of the others may be cut short, or old."""
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in set(kept):
+                path.unlink()
 
     def finish(self, checksums: Mapping[str, str]) -> None:
         """Note tensors that are written."""
@@ -92,20 +105,13 @@ def unfinished(out: Path, key: str) -> Iterator[Unfinished]:
     Raises:
         LexibitError: ``out`` exists, is being written by another process, or cannot be written.
     """
+    out = out.absolute()
     if occupied(out):
         raise exists_already(out)
-    made = [parent for parent in out.absolute().parents if not parent.exists()]
+    made = [parent for parent in out.parents if not parent.exists()]
     work = out.with_name(f".{out.name}.unfinished")
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(work / _LOCK, timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise LexibitError(
-            f"{out}: another process is writing it: wait for it, or choose another folder"
-        ) from error
-    except OSError as error:
-        raise LexibitError(f"{out}: cannot be written: {error.strerror or error}") from error
+    is_new = not work.exists()
+    lock = _locked(work, out)
     unfinished: Unfinished | None = None
     whole = useless = False
     try:
@@ -119,18 +125,20 @@ def unfinished(out: Path, key: str) -> Iterator[Unfinished]:
         sync(out.parent)
         whole = True
     except LexibitError as error:
-        useless = not isinstance(error, FormatError)  # which another copy of the file may cure
+        # what another copy of the file may cure, and what an earlier run finished, is kept
+        useless = not isinstance(error, FormatError) and (unfinished is None or not unfinished.begun_before)
         raise
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in CANNOT_WRITE:
             raise
-        kept = f"what is finished is kept in {work}" if _keeps(unfinished) else "nothing was left there"
+        keeps = not is_new if unfinished is None else bool(unfinished.finished)
+        kept = f"what is finished is kept in {work}" if keeps else "nothing was left there"
         raise LexibitError(
             f"{out}: cannot be written ({error}): free some space or choose another disk; {kept}"
         ) from error
     finally:
-        if whole or useless or not _keeps(unfinished):
-            shutil.rmtree(work, ignore_errors=True)
+        if whole or useless or (is_new if unfinished is None else not unfinished.finished):
+            _remove(work)
             for parent in made:
                 try:
                     parent.rmdir()
@@ -141,5 +149,29 @@ def unfinished(out: Path, key: str) -> Iterator[Unfinished]:
         lock.release()
 
 
-def _keeps(unfinished: Unfinished | None) -> bool:
-    return unfinished is not None and bool(unfinished.finished)
+def _locked(work: Path, out: Path) -> BaseFileLock:
+    """The lock of a folder, which is made if it is not there."""
+    for _ in range(_TRIES):
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(work / _LOCK, timeout=0)
+            lock.acquire()
+            return lock
+        except FileNotFoundError:
+            continue  # whoever had it removed it just now
+        except Timeout as error:
+            raise LexibitError(
+                f"{out}: another process is writing it: wait for it, or choose another folder"
+            ) from error
+        except OSError as error:
+            raise LexibitError(f"{out}: cannot be written: {error.strerror or error}") from error
+    raise LexibitError(f"{out}: cannot be written: {work} comes and goes: choose another folder")
+
+
+def _remove(work: Path) -> None:
+    """Remove a folder whose lock is held: the lock last, as whoever takes it next may begin at once."""
+    shutil.rmtree(work / _FOLDER, ignore_errors=True)
+    with suppress(OSError):
+        (work / _JOURNAL).unlink(missing_ok=True)
+        (work / _LOCK).unlink(missing_ok=True)
+        work.rmdir()

@@ -118,8 +118,8 @@ def _workers(max_memory: str | None, ray: str | None) -> streaming.Workers | Non
     if ray is not None:
         if max_memory is not None:
             raise LexibitError("--memory is of this machine, and --ray leaves the work to others: give one")
-        return streaming.cluster(ray)
-    return None if max_memory is None else streaming.local(memory.parse(max_memory, "--memory"))
+        return streaming.Cluster(ray)
+    return None if max_memory is None else streaming.Local(memory.parse(max_memory, "--memory"))
 
 
 def _lost(file: Path) -> str:

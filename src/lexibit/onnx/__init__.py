@@ -76,8 +76,9 @@ def export_onnx(model: PreTrainedModel | str | Path, out: str | Path, *, weights
     out = Path(out)
     if weights not in WEIGHTS:
         raise unknown("weights", weights, WEIGHTS)
-    if out.exists():
-        raise LexibitError(f"{out}: exists already: choose another file, or remove it first")
+    for file in (out, out.with_name(f"{out.name}.data")):
+        if file.exists():
+            raise LexibitError(f"{file}: exists already: choose another file, or remove it first")
     with needs_extra("onnx"):
         import onnx as _onnx  # noqa: F401  (torch.onnx needs it)
         import onnxruntime as _onnxruntime  # noqa: F401
