@@ -112,7 +112,8 @@ class LexibitHfQuantizer(HfQuantizer):
             parameter, uses = by_name[name]
             if tuple(parameter.shape) != spec.shape:
                 raise FormatError(
-                    f"{name} was {list(spec.shape)} when it was quantized, {type(model).__name__} wants "
+                    f"{self._folder}: {name} was {list(spec.shape)} when it was quantized, "
+                    f"{type(model).__name__} wants "
                     f"{list(parameter.shape)}: load it with the configuration it was saved with"
                 )
             first = next(use for use in uses if use.name == name)

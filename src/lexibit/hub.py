@@ -48,8 +48,8 @@ def card(folder: str | Path, name: str | None = None, base_model: str | None = N
         text = (folder / README).read_text(encoding="utf-8")
         if missing := [line for line in _rows(facts) if line not in text]:
             raise LexibitError(
-                f"{folder / README}: tells of another quantization, without {missing[0]!r}: remove it, or correct "
-                "it"
+                f"{folder / README}: tells of another quantization, without {missing[0]!r}: correct or "
+                "remove it"
             )
         return text
     for results in _RESULTS:
