@@ -6,12 +6,14 @@ import pickle
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from attacks.make import ATTACKS, UNSEEN, VALUES, sound
 from attacks.make import FOLDER as ATTACKS_FOLDER
+from safetensors.torch import save_file
 from transformers import BertModel
 
 import lexibit
@@ -54,6 +56,7 @@ def test_an_attack_is_refused_with_the_name_of_its_file_and_takes_no_memory(name
         message = str(caught.value)
         assert name in message or str(ATTACKS_FOLDER) in message
         assert len(message) < 1000
+        assert message.isprintable()
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MOST
 
 
@@ -123,7 +126,7 @@ def test_a_pipe_is_not_waited_for(packed, tmp_path):
     os.mkfifo(packed / "model.safetensors")
     os.mkfifo(tmp_path / "bare.safetensors")
     for path in (packed / "model.safetensors", tmp_path / "bare.safetensors"):
-        with pytest.raises(LexibitError, match=r"safetensors: is no ordinary file"):
+        with pytest.raises(LexibitError, match=r"safetensors: no such file, or something else than a file"):
             checkpoint.verify(path)
     with pytest.raises(LexibitError):
         checkpoint.load_quantized(packed)
@@ -302,3 +305,37 @@ for name in ("many", "long"):
     many, long = done.stdout.splitlines()
     assert "is missing" in many or "limit" in many
     assert "limit" in long
+
+
+def test_a_weight_of_many_rows_and_no_columns_is_decoded_at_once(tmp_path):
+    spec = {
+        "shape": [1 << 38, 0],
+        "bits": 3,
+        "block": [1 << 38, 1],
+        "form": "table",
+        "levels_dtype": "float32",
+    }
+    spec |= {"dtype": "float32", "scheme": "kmeans", "extra": [0, 0], "mask": False, "outliers": 0}
+    index = {"format": 3, "weights": {"w": spec}, "checksums": dict.fromkeys(["w", "w_levels"], "0" * 32)}
+    save_file(
+        {"w": torch.empty(0, dtype=torch.uint8), "w_levels": torch.empty(0, 8)},
+        tmp_path / "model.safetensors",
+        metadata={"lexibit": json.dumps(index)},
+    )
+    weight = format.read([tmp_path / "model.safetensors"])["w"]
+    start = time.perf_counter()
+    assert weight.decode().shape == (1 << 38, 0)
+    assert time.perf_counter() - start < 5
+
+
+def test_a_quantized_folder_without_a_dtype_opens_no_file_but_safetensors(packed, tmp_path):
+    # to find a dtype, transformers would open the weights first
+    config = json.loads((packed / "config.json").read_text())
+    config.pop("dtype")
+    (packed / "config.json").write_text(json.dumps(config))
+    assert isinstance(checkpoint.load_quantized(packed), BertModel)
+    (packed / "model.safetensors").unlink()
+    (packed / "pytorch_model.bin").write_bytes(pickle.dumps(Touch(tmp_path / "trace")))
+    with pytest.raises(FormatError, match="holds safetensors files, but transformers found"):
+        BertModel.from_pretrained(packed)
+    assert not (tmp_path / "trace").exists()

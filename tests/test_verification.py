@@ -82,7 +82,7 @@ def test_a_tensor_that_is_gone_or_came_is_named(packed: Path) -> None:
         verify(packed)
     packed.write_bytes(before)
     change(packed, lambda tensors: tensors.pop("cls.predictions.transform.dense.bias"))
-    with pytest.raises(FormatError, match=r"cls\.predictions\.transform\.dense\.bias is missing"):
+    with pytest.raises(FormatError, match=r"cls\.predictions\.transform\.dense\.bias.*is missing"):
         verify(packed)
     packed.write_bytes(before)
     change(packed, lambda tensors: tensors.update(stranger=torch.ones(3)))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -34,8 +35,10 @@ VERSION = 3
 MAX_AXES = 8
 MAX_WEIGHTS = 1 << 40  # in one tensor
 MAX_INDEX = 1 << 26  # bytes of the index as JSON
+MAX_OBJECTS = 1 << 21  # lists and objects in it: more than the records that fit into it have
+MAX_HEADER = 100_000_000  # bytes; of safetensors itself
+MAX_NAME = 1000  # characters
 DTYPES = ("float64", *LEVELS_DTYPES)
-_LONGEST = 300  # characters of a fault
 _DAMAGED = "the file was changed or damaged, copy or download it again"
 _FIELDS_1 = {"shape", "bits", "block", "form", "levels_dtype", "dtype", "scheme"}
 _FORMS_1 = [LevelForm.TABLE, LevelForm.UNIFORM, LevelForm.BINARY]
@@ -112,13 +115,15 @@ def read(paths: Iterable[Path]) -> dict[str, Tensor | CodebookWeight]:
     paths = list(paths)
     index = read_index(paths)
     plain: dict[str, Tensor] = {}
+    places: dict[str, Path] = {}
     for path in paths:
         with open_file(path) as file:
             plain |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            places |= dict.fromkeys(file.keys(), path)
     weights = {}
     for name, spec in index.items():
         parts = {part: plain.pop(key) for part, key in spec.keys(name).items()}
-        weights[name] = _in_own_dtype(paths[0].parent, name, spec, parts)
+        weights[name] = _in_own_dtype(places[name], name, spec, parts)
     return plain | weights
 
 
@@ -178,33 +183,67 @@ def _bits_behind(packed: Tensor, count: int) -> bool:
 
 @contextmanager
 def open_file(path: Path) -> Any:
-    """A safetensors file, its faults told as ours."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise FormatError(f"{path}: is no ordinary file: {_DAMAGED}")
+    """A safetensors file, its faults told as ours.
+
+    Raises:
+        FormatError: it is no file, cannot be read, or is no whole safetensors file.
+    """
+    if not path.is_file():  # to open a pipe would wait for whoever writes to it
+        raise FormatError(f"{path}: no such file, or something else than a file: {_DAMAGED}")
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
+        opened = safe_open(path, framework="pt")
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read ({error}): see who may read it") from error
     except SafetensorError as error:
-        raise FormatError(f"{path}: not a whole safetensors file ({error}): {_DAMAGED}") from error
+        raise _not_whole(path, error) from error
+    with opened as file:
+        try:
+            yield file
+        except SafetensorError as error:
+            raise _not_whole(path, error) from error
+
+
+def _not_whole(path: Path, error: SafetensorError) -> FormatError:
+    return FormatError(f"{path}: not a whole safetensors file ({str(error)[:200]}): {_DAMAGED}")
 
 
 def read_index(paths: Iterable[Path]) -> Index:
     """The quantized weights that the files of one checkpoint hold together; empty if none.
 
     The index is checked against the headers: every tensor it needs is there, in the dtype and shape that
-    the format asks for. No tensor is read.
+    the format asks for, and so is every other tensor that was written. No tensor is read.
 
     Raises:
         FormatError: names the file, the tensor, the fault and the remedy.
     """
+    return _read_headers(paths)[0]
+
+
+def read_checksums(paths: Iterable[Path]) -> dict[str, str]:
+    """The checksums of all tensors of a checkpoint, by name; none in files of format version 1 or 2.
+
+    Raises:
+        FormatError: as :func:`read_index`.
+    """
+    return _read_headers(paths)[1]
+
+
+def _read_headers(paths: Iterable[Path]) -> tuple[Index, dict[str, str]]:
     index: Index = {}
+    noted: dict[str, str] = {}
     source: dict[str, Path] = {}
     found: dict[str, tuple[Path, str, list[int]]] = {}
     for path in paths:
         with open_file(path) as file:
-            for name, spec in _parse_index(path, _document(path, file)).items():
+            _check_names(path)
+            document = _document(path, file)
+            for name, spec in _parse_index(path, document).items():
                 source[name] = path
                 if index.setdefault(name, spec) != spec:
+                    raise _contradiction(path, name)
+            for name, one in document.get("checksums", {}).items():
+                source.setdefault(name, path)
+                if noted.setdefault(name, one) != one:
                     raise _contradiction(path, name)
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
@@ -222,14 +261,19 @@ def read_index(paths: Iterable[Path]) -> Index:
                 raise FormatError(f"{source[name]}: the tensor {key} would be {both}: {_DAMAGED}")
             dtype, shape = spec.parts[part]
             _check_tensor(source[name], found, key, _SAFETENSORS[dtype], shape)
-    return index
+    stored = {noted[name] for name in found.keys() & noted.keys()}
+    for name, one in noted.items():
+        # of tensors that are the same one is stored
+        if name not in found and one not in stored:
+            raise _missing(source[name], name)
+    return index, noted
 
 
 def _check_tensor(
     source: Path, found: dict[str, tuple[Path, str, list[int]]], name: str, dtype: str, shape: tuple[int, ...]
 ) -> None:
     if name not in found:
-        raise FormatError(f"{source}: the tensor {name}, which its index lists, is missing: {_DAMAGED}")
+        raise _missing(source, name)
     path, its_dtype, its_shape = found[name]
     if its_dtype != dtype or tuple(its_shape) != shape:
         raise FormatError(
@@ -238,24 +282,12 @@ def _check_tensor(
         )
 
 
+def _missing(path: Path, name: str) -> FormatError:
+    return FormatError(f"{path}: the tensor {name}, which its index lists, is missing: {_DAMAGED}")
+
+
 def _contradiction(path: Path, name: str) -> FormatError:
     return FormatError(f"{path}: says of {name} something else than another file does: {_DAMAGED}")
-
-
-def read_checksums(paths: Iterable[Path]) -> dict[str, str]:
-    """The checksums of all tensors of a checkpoint, by name; none in files of format version 1 or 2.
-
-    Raises:
-        FormatError: they are no such thing, or contradict each other.
-    """
-    found: dict[str, str] = {}
-    for path in paths:
-        with open_file(path) as file:
-            listed = _document(path, file).get("checksums", {})
-        for name, one in listed.items():
-            if found.setdefault(name, one) != one:
-                raise _contradiction(path, name)
-    return found
 
 
 def _document(path: Path, file: Any) -> dict[str, Any]:
@@ -267,16 +299,16 @@ def _document(path: Path, file: Any) -> dict[str, Any]:
     text = (file.metadata() or {}).get(KEY)
     if text is None:
         return {}
-    if len(text) > MAX_INDEX:
-        raise FormatError(f"{path}: its index has {len(text)} bytes, the limit is {MAX_INDEX}")
-    try:
-        document = json.loads(text, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: its index is not JSON ({error}): {_DAMAGED}") from None
+    if (size := len(text.encode())) > MAX_INDEX:
+        raise FormatError(f"{path}: its index has {size} bytes, the limit is {MAX_INDEX}: {_DAMAGED}")
+    if text.count("{") + text.count("[") > MAX_OBJECTS:
+        # which would take many times the memory that the text takes
+        raise FormatError(f"{path}: its index has more than {MAX_OBJECTS} lists and objects: {_DAMAGED}")
+    document = _parse(path, "index", text, dict)
     version = document.get("format") if isinstance(document, dict) else None
     if not _counts([version]) or version not in _FIELDS:
         raise FormatError(
-            f"{path}: format version {version!r}, this lexibit reads 1 to {VERSION}: "
+            f"{path}: format version {reprlib.repr(version)}, this lexibit reads 1 to {VERSION}: "
             "install the lexibit that wrote it, or a later one"
         )
     if set(document) != _KEYS[version] or not isinstance(document["weights"], dict):
@@ -286,16 +318,55 @@ def _document(path: Path, file: Any) -> dict[str, Any]:
         isinstance(one, str) and _CHECKSUM.fullmatch(one) for one in listed.values()
     ):
         raise FormatError(f"{path}: its checksums are none: {_DAMAGED}")
+    if (
+        bad := next((name for name in (*document["weights"], *listed) if not _readable(name)), None)
+    ) is not None:
+        raise _unreadable(path, bad)
     known: dict[str, Any] = document
     return known
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; one that says two things under one name would be read differently by others."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name is given twice")
-    return found
+def _parse(path: Path, what: str, text: str | bytes, made: Callable[[list[tuple[str, Any]]], Any]) -> Any:
+    """JSON, of each object what is ``made`` of its pairs; no object may say anything twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> Any:
+        names = set()
+        for name, _ in pairs:
+            if name in names:
+                raise ValueError(f"{reprlib.repr(name)} stands twice in one object")
+            names.add(name)
+        return made(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: its {what} is not JSON ({str(error)[:200]}): {_DAMAGED}") from None
+
+
+def _check_names(path: Path) -> None:
+    """Check the names in the header of a file that was opened: safetensors takes the last of two."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(min(length, MAX_HEADER))
+
+    def names(pairs: list[tuple[str, Any]]) -> None:
+        for name, _ in pairs:
+            if not _readable(name):
+                raise _unreadable(path, name)
+
+    _parse(path, "header", text, names)
+
+
+def _readable(name: str) -> bool:
+    """Whether a message can show a name: it has no line breaks, say, and no commands for a terminal."""
+    return len(name) <= MAX_NAME and name.isprintable()
+
+
+def _unreadable(path: Path, name: str) -> FormatError:
+    return FormatError(
+        f"{path}: the name {reprlib.repr(name)} is not {MAX_NAME} characters at most that can be shown: "
+        f"{_DAMAGED}"
+    )
 
 
 def _parse_index(path: Path, document: dict[str, Any]) -> Index:
@@ -305,15 +376,15 @@ def _parse_index(path: Path, document: dict[str, Any]) -> Index:
 
 def _parse_spec(path: Path, version: int, name: str, item: Any) -> WeightSpec:
     def refuse(fault: str) -> FormatError:
-        if len(fault) > _LONGEST:  # whatever it quotes may be of any size
-            fault = f"{fault[:_LONGEST]} ..."
         return FormatError(f"{path}: index of {name}: {fault}: {_DAMAGED}")
+
+    show = reprlib.repr  # of whatever may stand there
 
     known = _FIELDS[version]
     if not isinstance(item, dict) or (fields := set(item)) != known:
         fields = set(item) if isinstance(item, dict) else set()
         missing, surplus = sorted(known - fields), sorted(fields - known)
-        raise refuse(f"fields missing: {missing}, not in format version {version}: {surplus}")
+        raise refuse(f"fields missing: {missing}, not in format version {version}: {show(surplus)}")
     shape, bits, block = item["shape"], item["bits"], item["block"]
     extra, mask, outliers = item.get("extra", [0, 0]), item.get("mask", False), item.get("outliers", 0)
     if (
@@ -321,9 +392,9 @@ def _parse_spec(path: Path, version: int, name: str, item: Any) -> WeightSpec:
         or not 2 <= len(shape) <= MAX_AXES
         or prod(max(axis, 1) for axis in shape) > MAX_WEIGHTS
     ):
-        raise refuse(f"shape {shape!r} is not 2 to {MAX_AXES} axes of at most 2^40 weights")
+        raise refuse(f"shape {show(shape)} is not 2 to {MAX_AXES} axes of at most 2^40 weights")
     if not _counts([bits]) or not MIN_BITS <= bits <= MAX_BITS:
-        raise refuse(f"bits {bits!r} are not {MIN_BITS} to {MAX_BITS}")
+        raise refuse(f"bits {show(bits)} are not {MIN_BITS} to {MAX_BITS}")
     rows, columns = matrix_shape(tuple(shape))
     if not (
         _counts(extra)
@@ -332,11 +403,11 @@ def _parse_spec(path: Path, version: int, name: str, item: Any) -> WeightSpec:
         and (extra == [0, 0] or rows * columns)
         and (rows + extra[0]) * (columns + extra[1]) <= MAX_WEIGHTS
     ):
-        raise refuse(f"extra {extra!r} is no number of rows or columns behind those of {shape}")
+        raise refuse(f"extra {show(extra)} is no number of rows or columns behind those of {shape}")
     if not isinstance(mask, bool):
-        raise refuse(f"mask {mask!r} is neither true nor false")
+        raise refuse(f"mask {show(mask)} is neither true nor false")
     if not _counts([outliers]) or outliers > rows * columns:
-        raise refuse(f"outliers {outliers!r} are not 0 to {rows * columns}, the number of its weights")
+        raise refuse(f"outliers {show(outliers)} are not 0 to {rows * columns}, the number of its weights")
     rows, columns = max(rows + extra[0], 1), max(columns + extra[1], 1)
     if not (
         _counts(block)
@@ -345,15 +416,15 @@ def _parse_spec(path: Path, version: int, name: str, item: Any) -> WeightSpec:
         and 1 <= block[1] <= columns
         and (block[0] == 1 or block[1] == columns)
     ):
-        raise refuse(f"block {block!r} is neither whole rows nor a run in a row of {shape}")
+        raise refuse(f"block {show(block)} is neither whole rows nor a run in a row of {shape}")
     if item["form"] not in _FORMS[version]:
-        raise refuse(f"form {item['form']!r} is not one of {[form.value for form in _FORMS[version]]}")
+        raise refuse(f"form {show(item['form'])} is not one of {[form.value for form in _FORMS[version]]}")
     if item["levels_dtype"] not in LEVELS_DTYPES:
-        raise refuse(f"levels_dtype {item['levels_dtype']!r} is not one of {list(LEVELS_DTYPES)}")
+        raise refuse(f"levels_dtype {show(item['levels_dtype'])} is not one of {list(LEVELS_DTYPES)}")
     if item["dtype"] not in DTYPES:
-        raise refuse(f"dtype {item['dtype']!r} is not one of {list(DTYPES)}")
-    if not isinstance(item["scheme"], str):
-        raise refuse(f"scheme {item['scheme']!r} is not a name")
+        raise refuse(f"dtype {show(item['dtype'])} is not one of {list(DTYPES)}")
+    if not isinstance(item["scheme"], str) or not _readable(item["scheme"]):
+        raise refuse(f"scheme {show(item['scheme'])} is not a name")
     return WeightSpec(
         tuple(shape),
         bits,

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from lexibit.errors import LexibitError, unknown
 
+_DIGITS = 18  # of a number that may count rows or columns
 _PLAIN = ("matrix", "row")
 _COUNTED = ("rows", "blocks", "columns")
 _SPELLINGS = ("auto", "matrix", "row", "rows:N", "blocks:N", "columns:N", "within:B")
@@ -79,8 +80,8 @@ class Groups:
             return cls(rows, columns, (max(height, 1), max(columns, 1)))
         if kind not in _COUNTED:
             raise unknown("groups", spec, _SPELLINGS)
-        if not number.isdecimal() or int(number) == 0:
-            raise LexibitError(f"groups {spec!r}: write a positive whole number after '{kind}:'")
+        if not number.isdecimal() or len(number) > _DIGITS or int(number) == 0:
+            raise LexibitError(f"groups {spec[:40]!r}: write a positive whole number after '{kind}:'")
         size = int(number)
         if kind == "columns":
             return cls(rows, columns, (1, max(min(size, columns), 1)))

@@ -78,6 +78,12 @@ class LexibitHfQuantizer(HfQuantizer):
                     "must be in memory, of which they take little: name a device, or allow more (max_memory)"
                 )
 
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Have a dtype before transformers, to find one, opens the weight files that are not yet checked."""
+        if self.pre_quantized and getattr(config, "dtype", None) is None:
+            config.dtype = torch.get_default_dtype()
+        return config
+
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
@@ -91,7 +97,8 @@ class LexibitHfQuantizer(HfQuantizer):
         files = [Path(file) for file in checkpoint_files or ()]
         self._folder = files[0].parent if files else Path()
         if not files or any(file.suffix != ".safetensors" for file in files):
-            raise FormatError(f"a lexibit folder holds safetensors files, this one: {files}")
+            found = ", ".join(map(str, files)) or "none"
+            raise FormatError(f"a lexibit folder holds safetensors files, but transformers found {found}")
         given = Path(str(model.config.name_or_path))
         for file in files if given.is_dir() else ():
             if os.path.relpath(file, given).startswith(".."):
@@ -138,7 +145,7 @@ class LexibitHfQuantizer(HfQuantizer):
             for part, key in spec.keys(first.parameter).items():
                 loaded = first.module._parameters[key]
                 if loaded is None or loaded.is_meta:
-                    raise FormatError(f"{name}: transformers did not load its {part}")
+                    raise FormatError(f"{self._folder}: {name}: transformers did not load its {part}")
                 parts[part] = loaded.data
                 if part != "codes":
                     del first.module._parameters[key]

@@ -109,6 +109,23 @@ def swapped(name: str, width: int) -> Callable[[Header, bytes], bytes]:
     return work
 
 
+def twice(header: Header, data: bytes) -> bytes:
+    """A header that lists a tensor twice."""
+    text = json.dumps(header, separators=(",", ":"))
+    bias = json.dumps(header["layer.bias"], separators=(",", ":"))
+    return framed((text[:-1] + f',"layer.bias":{bias}}}').encode(), data)
+
+
+def called(name: str) -> Callable[[Header, bytes], bytes]:
+    """The bias under another name."""
+
+    def work(header: Header, data: bytes) -> bytes:
+        header[name] = header.pop("layer.bias")
+        return framed(header, data)
+
+    return work
+
+
 def overlapping(header: Header, data: bytes) -> bytes:
     """The bias lies in the codes."""
     begin, _ = header[NAME]["data_offsets"]
@@ -136,7 +153,10 @@ ATTACKS: dict[str, Callable[[Header, bytes], bytes]] = {
     "header-not-utf8": lambda header, data: framed(b'{"\xff\xfe": 1}', data),
     "data-cut": lambda header, data: framed(header, data[:-1]),
     "data-too-long": lambda header, data: framed(header, data + b"\0"),
+    "tensor-twice": twice,
     "tensors-overlap": overlapping,
+    "name-with-commands-for-a-terminal": called("\x1b]0;mine\x07bias"),
+    "name-of-kilobytes": called("b" * 2000),
     "offsets-behind-the-end": entry("layer.bias", data_offsets=[TERA, TERA + 24]),
     "offsets-backwards": entry("layer.bias", data_offsets=[24, 0]),
     "shape-of-exabytes": entry("layer.bias", shape=[TERA, TERA]),
@@ -163,6 +183,7 @@ ATTACKS: dict[str, Callable[[Header, bytes], bytes]] = {
     "checksum-not-hexadecimal": with_index(
         lambda index: index["checksums"].__setitem__("layer.bias", "z" * 32)
     ),
+    "tensor-listed-and-missing": with_index(lambda index: index["checksums"].__setitem__("other", "1" * 32)),
     "checksum-of-other-bytes": with_index(
         lambda index: index["checksums"].__setitem__("layer.bias", "0" * 32)
     ),
@@ -190,6 +211,7 @@ ATTACKS: dict[str, Callable[[Header, bytes], bytes]] = {
     "levels-dtype-whole": field("levels_dtype", "int8"),
     "dtype-of-pickles": field("dtype", "object"),
     "scheme-no-text": field("scheme", {"__class__": "os.system"}),
+    "scheme-with-commands-for-a-terminal": field("scheme", "\x1b[2Jkmeans"),
     "extra-both": field("extra", [1, 2]),
     "extra-huge": field("extra", [0, TERA]),
     "mask-no-switch": field("mask", "yes"),
