@@ -202,4 +202,4 @@ def test_the_command_says_what_it_wrote(run, fails, float_folder, tmp_path):
     for said in ("input_ids, attention_mask, token_type_ids -> logits", "differ by at most"):
         assert said in " ".join(out.split())
     assert "exists already" in fails("export", tmp_path / "packed", tmp_path / "model.onnx")
-    assert "not quantized" in fails("export", tmp_path / "float", tmp_path / "other.onnx")
+    assert "no weights in codes" in fails("export", tmp_path / "float", tmp_path / "other.onnx")

@@ -138,3 +138,26 @@ def test_the_command_tells_and_fails(tiny_model: Any, tmp_path: Path, run: Any, 
     code, _, err = run("verify", folder)
     assert code == 1
     assert "bert.embeddings.LayerNorm.weight has other bytes" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    "fault", ["no index", "renamed shard", "renamed file", "config", "method", "no config"]
+)
+def test_a_folder_that_could_not_be_loaded_is_not_whole(tiny_model: Any, tmp_path: Path, fault: str) -> None:
+    folder = quantized(tiny_model, tmp_path / "out", max_shard_size="4KB" if "shard" in fault else "1GB")
+    if fault == "no index":
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    elif fault == "renamed shard":
+        sorted(folder.glob("*.safetensors"))[1].rename(folder / "model-2.safetensors")
+    elif fault == "renamed file":
+        (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    elif fault == "config":
+        (folder / "config.json").write_text("{")
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"]["quant_method"] = "lexibitt"
+        if fault == "no config":
+            del config["quantization_config"]
+        (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FormatError, match=str(folder)):
+        verify(folder)

@@ -31,6 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
     staged = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield staged
+        staged.chmod(0o666 & ~umask())
         sync(staged)
         os.replace(staged, path)
     except (OSError, SafetensorError) as error:
@@ -81,10 +82,16 @@ def exists_already(out: Path) -> LexibitError:
     return LexibitError(f"{out}: exists already: choose another folder, or remove it first")
 
 
-def finish_folder(folder: Path) -> None:
-    """Have the disk keep all of a new folder, with the modes that the umask gives to new files."""
+def umask() -> int:
+    """What the modes of new files lack."""
     mask = os.umask(0)
     os.umask(mask)
+    return mask
+
+
+def finish_folder(folder: Path) -> None:
+    """Have the disk keep all of a new folder, with the modes that the umask gives to new files."""
+    mask = umask()
     folder.chmod(0o777 & ~mask)
     for path in folder.rglob("*"):
         if path.is_file():

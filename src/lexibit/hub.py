@@ -36,6 +36,8 @@ def card(folder: str | Path, name: str | None = None, base_model: str | None = N
             is such a card with another base model.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise LexibitError(f"{folder}: only the folder of a model has a card")
     config = _config(folder)
     facts = _facts(folder, config)
     before = _readme(folder)
@@ -117,6 +119,8 @@ def push(folder: str | Path, name: str, *, private: bool = False, base_model: st
         raise LexibitError(f"{name}: no hub name: write USER/NAME") from error
     except Exception as error:  # what a connection raises depends on the hub's client
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "Connect" in type(error).__name__:
+            raise LexibitError(f"{name}: the hub was not reached: {reason}") from error
         raise LexibitError(
             f"{name}: the hub did not take it: {reason}: log in (hf auth login) with a token "
             "that may write there"

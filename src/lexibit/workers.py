@@ -78,8 +78,11 @@ def on_ray(function: Callable[[J], R], jobs: Sequence[J], address: str) -> Gener
                     result = ray.get(one)
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from None  # what the job raised
-                except ray.exceptions.RayError as error:
-                    raise LexibitError(f"--ray {address}: could not do a piece of work: {error}") from error
+                except (ray.exceptions.RayError, ConnectionError) as error:
+                    raise LexibitError(
+                        f"--ray {address}: the cluster could not do a piece of work ({error}): start it "
+                        "again, or go on without --ray"
+                    ) from error
                 yield running.pop(one), result
                 del one, result
 

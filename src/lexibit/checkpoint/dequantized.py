@@ -11,6 +11,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from lexibit import format
 from lexibit.checkpoint.source import load_quantized, weight_files
 from lexibit.checkpoint.target import copy_companions, new_folder, save_folder
+from lexibit.checkpoint.verification import verify
 from lexibit.errors import LexibitError
 from lexibit.files import exists_already, replacing
 from lexibit.quantize import dequantize
@@ -19,7 +20,8 @@ from lexibit.quantize import dequantize
 def dequantize_to(source: Path, out: Path) -> int:
     """Write a quantized folder or safetensors file as plain float, every weight as its codes say.
 
-    A folder becomes a new folder, with every other file of the source; a file becomes a file.
+    A folder becomes a new folder, with every other file of the source; a file becomes a file. The source is
+    verified first.
 
     Returns:
         The bytes of the weight files written.
@@ -27,6 +29,7 @@ def dequantize_to(source: Path, out: Path) -> int:
     Raises:
         LexibitError: the source is not quantized, or damaged; ``out`` exists, or cannot be written.
     """
+    verify(source)
     if source.is_file():
         if out.exists():
             raise exists_already(out)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,8 +100,8 @@ class Local:
         for job in jobs:
             if self.limit is not None and job.memory > self.limit:
                 raise LexibitError(
-                    f"{job.planned.name} takes up to {job.memory / 1e6:.1f} MB while it is quantized, "
-                    f"--memory allows {self.limit / 1e6:.1f}: allow more, or exclude it"
+                    f"{job.planned.name} takes up to {ceil(job.memory / 1e6)} MB while it is quantized, "
+                    f"--memory allows {self.limit // 10**6}: allow more, or exclude it"
                 )
 
     def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, Parts]]:
@@ -122,8 +122,8 @@ class Cluster:
         for job in jobs:
             if job.memory > most:
                 raise LexibitError(
-                    f"{job.planned.name} takes up to {job.memory / 1e6:.1f} MB while it is quantized, and no "
-                    f"machine of --ray {self.address} offers more than {most / 1e6:.1f}: start one with "
+                    f"{job.planned.name} takes up to {ceil(job.memory / 1e6)} MB while it is quantized, and "
+                    f"no machine of --ray {self.address} offers more than {most // 10**6}: start one with "
                     "'ray start --memory', or exclude it"
                 )
 

@@ -41,6 +41,7 @@ class Unfinished:
             for line in lines[1:]:
                 self.finished |= line
             self.begun_before = bool(self.finished)
+            _logger.warning("%s: goes on, with %d tensors finished", work, len(self.finished))
             return
         if self._journal.exists():
             _logger.warning("%s: is of another model, configuration or version: begins anew", work)

@@ -108,7 +108,7 @@ def quantize(
     if calibrate is not None:
         how = f"calibrated on {calibrate}{_lost(out / checkpoint.CALIBRATION)}"
     console.print(
-        f"{config.scheme}, levels in {config.levels_dtype} shared by {config.groups}; {how}",
+        f"{config.scheme}, levels in {config.levels_dtype} shared by {config.recipe().groups}; {how}",
         style="dim",
         highlight=False,
     )

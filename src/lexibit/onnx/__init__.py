@@ -84,7 +84,11 @@ def export_onnx(model: PreTrainedModel | str | Path, out: str | Path, *, weights
         import onnxruntime as _onnxruntime  # noqa: F401
         import onnxscript as _onnxscript  # noqa: F401
     if not isinstance(model, PreTrainedModel):
-        model = checkpoint.load_quantized(checkpoint.find(model))
+        folder = checkpoint.find(model)
+        if not folder.is_dir():
+            raise LexibitError(f"{folder}: only a model can be exported: give its folder, with config.json")
+        checkpoint.verify(folder)
+        model = checkpoint.load_quantized(folder)
     elif not codebooks(model):
         raise LexibitError(f"{type(model).__name__} has no weights in codes: quantize it first")
     ours = copy.deepcopy(model)
@@ -133,6 +137,7 @@ def _trace(model: PreTrainedModel) -> tuple[Any, tuple[str, ...]]:
         ) from error
     assert program is not None
     _store_levels(program, traced)
+    _name_axes(program)
     # where in Python each node comes from: megabytes
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
@@ -213,6 +218,15 @@ def _check(file: Path, model: PreTrainedModel, names: Sequence[str]) -> float:
             f"{type(model).__name__}, which are up to {size:.3g}: nothing was written"
         )
     return difference
+
+
+def _name_axes(program: Any) -> None:
+    """Call the free axes of a graph's inputs what they are, not by the exporter's numbers."""
+    import onnx_ir as ir
+
+    for value in program.model.graph.inputs:
+        decoder = value.name.startswith("decoder_")
+        value.shape = ir.Shape(["batch", "decoder_sequence" if decoder else "sequence"])
 
 
 def _store_levels(program: Any, traced: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """The operators of :mod:`lexibit.ops` in ONNX.
 
 torch.onnx goes by the functions' annotations: the parts of a weight are values of the graph, its layout
-are plain numbers.
+are plain numbers. The graph computes in float32, so that nothing is converted.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _decode(
             found = op.ScatterElements(kept, places, more, axis=axis, reduction="add")
     if mask is not None:
         zero = op.Reshape(op.Cast(_unpack(mask, 1, own[0] * own[1]), to=_BOOL), _ints(*own))
-        found = op.Where(zero, op.CastLike(op.Constant(value_float=0.0), levels), found)
+        found = op.Where(zero, op.Constant(value_float=0.0), found)
     if outliers is not None:
         places = op.Sub(op.CumSum(op.Add(op.Cast(gaps, to=_INT64), _ints(1)), _ints(0)), _ints(1))
         flat = op.Reshape(found, _ints(-1))
@@ -85,7 +85,6 @@ def _linear(
     transposed: bool,
 ) -> Any:
     weight = _decode(codes, levels, origins, mask, outliers, gaps, shape, bits, block, form, extra)
-    weight = op.CastLike(weight, x)
     product = op.MatMul(x, weight if transposed else op.Transpose(weight, perm=[1, 0]))
     return product if bias is None else op.Add(product, bias)
 
@@ -173,7 +172,7 @@ def _table(levels: Any, bits: int, form: str) -> Any:
     """What :meth:`lexibit.levels.LevelForm.expand` does, in the same order of operations."""
 
     def numbers(values: Sequence[int]) -> Any:
-        return op.CastLike(op.Constant(value_floats=[float(value) for value in values]), levels)
+        return op.Constant(value_floats=[float(value) for value in values])
 
     def number(index: int) -> Any:
         return op.Gather(levels, _ints(index), axis=1)
