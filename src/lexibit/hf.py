@@ -109,7 +109,6 @@ class LexibitHfQuantizer(HfQuantizer):
                 f"{files[0]}: config.json says that it is quantized by lexibit, but the file holds no "
                 "weights in codes: restore the file, or remove quantization_config from config.json"
             )
-        _check_sizes(model, files)
         # tying pads a bias to the first axis of the weight, which packed codes do not have
         model._adjust_bias = lambda *_: None  # type: ignore[method-assign]
         by_name = {use.name: found for found in storages(model) for use in found[1]}
@@ -130,6 +129,7 @@ class LexibitHfQuantizer(HfQuantizer):
                 # the codes stand for the weight, wherever it is used
                 for use in uses if part == "codes" else (first,):
                     use.module._parameters[use.parameter + PARTS[part]] = placeholder
+        _check_sizes(model, files)
         if not self._stored:
             raise FormatError(
                 f"{self._folder}: none of its weights in codes is one of {type(model).__name__}: correct "

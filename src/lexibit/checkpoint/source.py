@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,10 @@ WEIGHT_FILES = (
 # How configurations call their number of layers, and how many of them make a model that nobody has.
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
 _MOST_LAYERS = 10_000
+
+# While transformers builds a model it replaces functions, its own and PyTorch's, for the whole process: two
+# threads that do so at once would leave them replaced for good.
+_BUILDING = threading.RLock()
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.spm", "merges.txt")
 
@@ -245,7 +250,8 @@ def _load(cls: type[PreTrainedModel], folder: Path, **settings: Any) -> PreTrain
     if other := next(folder.glob("shard-*-model-*.safetensors"), None):
         raise LexibitError(f"{other}: is of a checkpoint in parts of tensors: save it with save_pretrained")
     try:
-        return cls.from_pretrained(folder, trust_remote_code=False, **settings)
+        with _BUILDING:
+            return cls.from_pretrained(folder, trust_remote_code=False, **settings)
     except SafetensorError as error:
         raise FormatError(
             f"{folder}: not a whole safetensors file ({error}): copy or download it again"
@@ -273,7 +279,7 @@ def skeleton(folder: Path) -> PreTrainedModel:
     cls, config = model_class(folder)
     _check_float(folder, config)
     dtype = _dtype(folder, config)
-    with _config_of(folder), torch.device("meta"):
+    with _BUILDING, _config_of(folder), torch.device("meta"):
         model: PreTrainedModel = cls._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
         if model.can_generate():
             # as from_pretrained does: what its file, or else config.json, says of generating text
