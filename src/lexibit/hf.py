@@ -215,9 +215,10 @@ class LexibitHfQuantizer(HfQuantizer):
         left_out = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
         written = {name: tensor for name, tensor in tensors.items() if name not in left_out}
         names = saved_names(model, written)
-        noted = {names[name]: checksum for name, checksum in format.checksums(written).items()}
         index = {names[name]: spec for name, spec in index.items()}
-        return tensors, _OneKey(format.metadata(index, noted))
+        # what is stored of merged experts, say, are the experts
+        saved = revert_weight_conversion(model, written)
+        return tensors, _OneKey(format.metadata(index, format.checksums(saved)))
 
     def is_serializable(self) -> bool:
         """Yes."""
@@ -366,7 +367,8 @@ def stored_form(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, WeightSp
 def saved_names(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, str]:
     """Under which names ``save_pretrained`` stores a state's tensors, by their names in the model.
 
-    A checkpoint with older names (``LayerNorm.gamma``) is saved under these again.
+    A checkpoint with older names (``LayerNorm.gamma``) is saved under these again. A tensor of which several
+    are stored keeps its name here.
     """
     saved = {id(tensor): name for name, tensor in revert_weight_conversion(model, dict(state)).items()}
     return {name: saved.get(id(tensor), name) for name, tensor in state.items()}
