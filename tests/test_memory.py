@@ -20,7 +20,7 @@ def test_sizes(text, size):
     assert memory.parse(text, "--memory") == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "1.5.2GB", "1XB", "0", "0.1B", "many", "1e9"])
+@pytest.mark.parametrize("text", ["", "GB", "5iB", "-1GB", "1.5.2GB", "1XB", "0", "0.1B", "many", "1e9"])
 def test_what_is_no_size_is_refused_and_the_option_named(text):
     with pytest.raises(LexibitError, match="--memory"):
         memory.parse(text, "--memory")

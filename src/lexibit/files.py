@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,8 @@ from safetensors import SafetensorError
 
 from lexibit.errors import LexibitError
 
-CANNOT_WRITE = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-)
-"""What the system says when it is the disk, and no fault of the program."""
+# what the system says when it is the disk
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 @contextmanager
@@ -80,6 +78,28 @@ def occupied(out: Path) -> bool:
 def exists_already(out: Path) -> LexibitError:
     """The error for a new folder whose place is taken."""
     return LexibitError(f"{out}: exists already: choose another folder, or remove it first")
+
+
+def of_the_disk(error: OSError | SafetensorError) -> bool:
+    """Whether an error of writing is the disk's, and no fault of the program."""
+    return isinstance(error, SafetensorError) or error.errno in _CANNOT_WRITE
+
+
+def cannot_write(out: Path, error: Exception, left: str = "nothing was left there") -> LexibitError:
+    """The error for a new folder that the disk does not take."""
+    return LexibitError(f"{out}: cannot be written ({error}): free some space or choose another disk; {left}")
+
+
+@contextmanager
+def parents_of(out: Path) -> Iterator[None]:
+    """Folders above ``out`` that are made inside, and are empty then, are removed afterwards."""
+    made = [parent for parent in out.absolute().parents if not parent.exists()]
+    try:
+        yield
+    finally:
+        for parent in made:
+            with suppress(OSError):  # it holds something, or was not made
+                parent.rmdir()
 
 
 def umask() -> int:

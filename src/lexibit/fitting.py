@@ -136,7 +136,7 @@ def _quantize(
     return _packed(name, spec, choice, pruned, weight), refined
 
 
-def in_bands(planned: PlannedWeight) -> bool:
+def is_banded(planned: PlannedWeight) -> bool:
     """Whether a weight is worked on some rows at a time, so that no float32 copy of all of it is made."""
     recipe = planned.recipe
     return recipe.importance is None and _band(recipe.fitting(), planned.spec) > 0

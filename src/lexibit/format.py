@@ -216,7 +216,7 @@ def read_index(paths: Iterable[Path]) -> Index:
     Raises:
         FormatError: names the file, the tensor, the fault and the remedy.
     """
-    return _read_headers(paths)[0]
+    return read_headers(paths)[0]
 
 
 def read_checksums(paths: Iterable[Path]) -> dict[str, str]:
@@ -225,10 +225,15 @@ def read_checksums(paths: Iterable[Path]) -> dict[str, str]:
     Raises:
         FormatError: as :func:`read_index`.
     """
-    return _read_headers(paths)[1]
+    return read_headers(paths)[1]
 
 
-def _read_headers(paths: Iterable[Path]) -> tuple[Index, dict[str, str]]:
+def read_headers(paths: Iterable[Path]) -> tuple[Index, dict[str, str]]:
+    """What :func:`read_index` and :func:`read_checksums` give, in one go.
+
+    Raises:
+        FormatError: as :func:`read_index`.
+    """
     index: Index = {}
     noted: dict[str, str] = {}
     source: dict[str, Path] = {}

@@ -129,7 +129,7 @@ class LexibitHfQuantizer(HfQuantizer):
                 # the codes stand for the weight, wherever it is used
                 for use in uses if part == "codes" else (first,):
                     use.module._parameters[use.parameter + PARTS[part]] = placeholder
-        _check_sizes(model, files)
+        _check_sizes(model, files, index)
         if not self._stored:
             raise FormatError(
                 f"{self._folder}: none of its weights in codes is one of {type(model).__name__}: correct "
@@ -312,7 +312,7 @@ def _in_model(model: PreTrainedModel, index: dict[str, WeightSpec]) -> Iterator[
         )
 
 
-def _check_sizes(model: PreTrainedModel, files: list[Path]) -> None:
+def _check_sizes(model: PreTrainedModel, files: list[Path], index: Mapping[str, WeightSpec]) -> None:
     """Refuse a configuration that asks for other tensors than there are, before memory is taken for them.
 
     Raises:
@@ -321,7 +321,6 @@ def _check_sizes(model: PreTrainedModel, files: list[Path]) -> None:
     state = model.state_dict()
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    index = format.read_index(files)
     missing = dict(state)
     for file in files:
         with format.open_file(file) as opened:

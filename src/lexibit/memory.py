@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lexibit.errors import LexibitError
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?")
+_UNITS = ["", "K", "M", "G", "T"]
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?")
 
 
 def parse(text: str, option: str) -> int:
@@ -22,8 +22,7 @@ def parse(text: str, option: str) -> int:
     if match is None:
         raise LexibitError(f"{option} {text!r}: write a size like 1.5GB or 512MiB")
     number, unit, binary = match.groups()
-    scale = 1024 ** "KMGT".index(unit) * 1024 if binary and unit else _UNITS[unit]
-    size = int(float(number) * scale)
+    size = int(float(number) * (1024 if binary else 1000) ** _UNITS.index(unit or ""))
     if size == 0:
         raise LexibitError(f"{option} {text!r}: must be more than nothing")
     return size

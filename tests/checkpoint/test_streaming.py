@@ -6,6 +6,7 @@ import resource
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import lexibit
@@ -287,6 +288,26 @@ def test_a_checkpoint_that_is_more_than_its_tensors_is_loaded_and_that_is_said(
     assert found == by_way_of_the_model(source, tmp_path / "expected", LINEAR)
     with pytest.raises(LexibitError, match=f"whole model must be loaded.*{why}"):
         streamed(source, tmp_path / "again", workers=streaming.Local(10**9))
+
+
+def test_experts_that_are_merged_as_they_load_are_stored_and_noted_apart(tmp_path, caplog):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 97, "hidden_size": 24, "intermediate_size": 40, "num_local_experts": 2}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    source = tmp_path / "float"
+    transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **layers)).save_pretrained(source)
+    with caplog.at_level(logging.WARNING, "lexibit"):
+        streamed(source, tmp_path / "packed")
+    assert "becomes something else as it is loaded" in caplog.text
+    assert checkpoint.verify(tmp_path / "packed").checksums
+    names = load_file(tmp_path / "packed" / "model.safetensors")
+    assert any("experts.1." in name for name in names)
+    expected = load_float(source)
+    lexibit.quantize(expected, LINEAR, progress=False)
+    ids = torch.arange(3, 13)[None]
+    with torch.inference_mode():
+        found = checkpoint.load_quantized(tmp_path / "packed")(ids).logits
+        assert torch.equal(found, expected(ids).logits)
 
 
 def test_a_copy_of_a_tied_weight_is_no_reason_to_load_the_model(float_folder, tmp_path, plain):

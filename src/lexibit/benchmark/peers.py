@@ -7,10 +7,6 @@ calibration is left out.
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ from transformers import PreTrainedModel
 
 from lexibit.benchmark.contestant import Contestant, inputs, nbytes
 from lexibit.errors import needs_extra
+from lexibit.quiet import quiet
 
 EXTRA = "peers"
 
@@ -42,7 +39,7 @@ class Peers:
             import openvino
             from onnxruntime import quantization
         self._model, self._folder = model, folder
-        with _quiet():
+        with quiet():
             self._names = _export(model, folder / "float32.onnx")
             quantization.quantize_dynamic(
                 folder / "float32.onnx", folder / "int8.onnx", weight_type=quantization.QuantType.QInt8
@@ -109,7 +106,7 @@ def _torch_peers(model: PreTrainedModel) -> list[Contestant]:
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
                 setattr(parent, name, PackedLinear(child))
-    with _quiet():
+    with quiet():
         quantize: Any = torch.ao.quantization.quantize_dynamic
         whole = quantize(copy.deepcopy(model), {nn.Linear}, torch.qint8)
     linear = sum(m.weight.numel() for m in model.modules() if type(m) is nn.Linear)
@@ -162,18 +159,3 @@ def _export(model: PreTrainedModel, file: Path) -> list[str]:
             dynamo=False,
         )
     return names
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the tools tell of themselves."""
-    root, level = logging.getLogger(), logging.root.manager.disable
-    handlers = list(root.handlers)
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-        root.handlers[:] = handlers

@@ -125,18 +125,18 @@ def of_folder(folder: Path, config: LexibitConfig, shard_size: int = SHARD_SIZE)
     plan = Plan.of(model, config)
     if not plan.weights:
         raise LexibitError(f"nothing to quantize in {type(model).__name__}: see its plan")
-    found = {use.name: uses for _, uses in storages(model) for use in uses}
-    names = {use.name for uses in found.values() for use in uses}
+    found = {use.name: [one.name for one in uses] for _, uses in storages(model) for use in uses}
     of_weight = {planned.name: _one_of(planned.names, origins) for planned in plan.weights}
     for planned in plan.weights:
         install_everywhere(planned, _announced(planned.spec))
     attach(model, config)
     state, index = stored_form(model)
-    _without(state, getattr(model, "_keys_to_ignore_on_save", None) or ())
+    for name in getattr(model, "_keys_to_ignore_on_save", None) or ():
+        state.pop(name, None)
     parts = {key for name, spec in index.items() for key in spec.keys(name).values()}
     every = {name: tensor for name, tensor in state.items() if name not in parts}
     kept = remove_tied_weights_from_state_dict(dict(every), model)
-    shared = {name: [use.name for use in found[name]] if name in names else [name] for name in every}
+    shared = {name: found.get(name, [name]) for name in every}  # a buffer has one name
     copies = {name: _kept_copy(name, shared[name], kept) for name in every.keys() - kept.keys()}
     stored = {name: state[name] for name in state if name in parts or name in kept}
     saved = saved_names(model, state)
@@ -171,11 +171,6 @@ def _kept_copy(name: str, names: Iterable[str], kept: Mapping[str, Tensor]) -> s
         if other in kept:
             return other
     raise NotPlainError(f"{name} shares its memory with a tensor of another name")
-
-
-def _without(state: dict[str, Tensor], names: Iterable[str]) -> None:
-    for name in names:
-        state.pop(name, None)
 
 
 def _sharded(tensors: dict[str, Tensor], size: int) -> dict[str, dict[str, Tensor]]:

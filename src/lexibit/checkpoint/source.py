@@ -325,7 +325,7 @@ def _dtype(folder: Path, config: PreTrainedConfig) -> torch.dtype:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers loads from a folder of a float model; none if there are none.
+    """The safetensors files that transformers loads from a model's folder; none if there are none.
 
     Raises:
         FormatError: its index cannot be read, or lists a file that is not there.

@@ -26,7 +26,7 @@ from lexibit.checkpoint.tensor_file import TensorFile
 from lexibit.checkpoint.unfinished import Unfinished
 from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
-from lexibit.fitting import in_bands, quantize_planned
+from lexibit.fitting import is_banded, quantize_planned
 from lexibit.plan import PlannedWeight
 from lexibit.progress import progress_bar
 
@@ -71,7 +71,7 @@ def fit(job: Job) -> Parts:
 def _values(job: Job) -> Tensor:
     """A job's weight; in float32 already if it will be needed so as a whole, to let go of the file first."""
     value = job.origin.read()
-    whole = value.dtype.itemsize < 4 and not in_bands(job.planned)
+    whole = value.dtype.itemsize < 4 and not is_banded(job.planned)
     return value.float() if whole else value
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,16 @@ from lexibit.checkpoint.source import WEIGHT_FILES, load_float, weight_files
 from lexibit.checkpoint.unfinished import unfinished
 from lexibit.config import LexibitConfig
 from lexibit.errors import FormatError, LexibitError
-from lexibit.files import CANNOT_WRITE, exists_already, finish_folder, occupied, sync, write_json
+from lexibit.files import (
+    cannot_write,
+    exists_already,
+    finish_folder,
+    occupied,
+    of_the_disk,
+    parents_of,
+    sync,
+    write_json,
+)
 from lexibit.hf import NoWeights
 from lexibit.plan import Plan
 from lexibit.quantize import quantize
@@ -234,26 +243,20 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     if occupied(out):
         raise exists_already(out)
-    made = [parent for parent in out.absolute().parents if not parent.exists()]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise LexibitError(f"{out}: cannot be written: {error.strerror or error}") from error
-    try:
-        yield staged
-        finish_folder(staged)
-        os.replace(staged, out)
-        sync(out.parent)
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno not in CANNOT_WRITE:
-            raise
-        raise LexibitError(
-            f"{out}: cannot be written ({error}): free some space or choose another disk; nothing "
-            "was left there"
-        ) from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-        for parent in made:
-            with suppress(OSError):  # it holds the finished folder
-                parent.rmdir()
+    with parents_of(out):
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            staged = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        except OSError as error:
+            raise LexibitError(f"{out}: cannot be written: {error.strerror or error}") from error
+        try:
+            yield staged
+            finish_folder(staged)
+            os.replace(staged, out)
+            sync(out.parent)
+        except (OSError, SafetensorError) as error:
+            if not of_the_disk(error):
+                raise
+            raise cannot_write(out, error) from error
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)

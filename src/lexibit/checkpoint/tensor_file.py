@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -61,31 +61,43 @@ class Stored:
         Raises:
             FormatError: the file cannot be read, or ends inside of it.
         """
-        raw = torch.empty(prod(self.shape) * self.dtype.itemsize, dtype=torch.uint8)
-        at = 0
-        for part in self._parts():
-            raw[at : at + len(part)] = part
-            at += len(part)
+        raw = torch.empty(self._size, dtype=torch.uint8)
+        with self._reading() as read:
+            read(raw)
         return (
             raw.view(self.dtype).view(self.shape) if len(raw) else torch.empty(self.shape, dtype=self.dtype)
         )
 
     def chunks(self) -> Iterator[Tensor]:
         """Its values in order, some at a time, ``[n]``."""
-        return (part.view(self.dtype) for part in self._parts())
+        with self._reading() as read:
+            for at in range(0, self._size, _CHUNK):
+                part = torch.empty(min(_CHUNK, self._size - at), dtype=torch.uint8)
+                read(part)
+                yield part.view(self.dtype)
 
-    def _parts(self) -> Iterator[Tensor]:
-        size = prod(self.shape) * self.dtype.itemsize
+    @property
+    def _size(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    @contextmanager
+    def _reading(self) -> Iterator[Callable[[Tensor], None]]:
+        """Gives what fills a tensor with the bytes that follow."""
         try:
             with self.file.open("rb", buffering=0) as opened:
                 opened.seek(self.start)
-                for at in range(0, size, _CHUNK):
-                    part = torch.empty(min(_CHUNK, size - at), dtype=torch.uint8)
-                    if _fill(opened, part.numpy().data) < len(part):
-                        raise FormatError(
-                            f"{self.file}: ends inside of {self.name}: copy or download it again"
-                        )
-                    yield part
+
+                def read(part: Tensor) -> None:
+                    view = part.numpy().data
+                    while len(view):
+                        count = opened.readinto(view)
+                        if not count:
+                            raise FormatError(
+                                f"{self.file}: ends inside of {self.name}: copy or download it again"
+                            )
+                        view = view[count:]
+
+                yield read
         except OSError as error:
             raise FormatError(
                 f"{self.file}: {self.name} cannot be read: {error.strerror or error}"
@@ -211,17 +223,6 @@ class TensorFile:
                     # one call writes 2 GiB at most
                     view = view[file.write(view) :]
         return total
-
-
-def _fill(file: Any, view: memoryview) -> int:
-    """Read into a view until it is full, or the file ends; how many bytes that were."""
-    at = 0
-    while at < len(view):
-        count = file.readinto(view[at:])
-        if not count:
-            break
-        at += count
-    return at
 
 
 def _in_order(tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -14,7 +14,15 @@ from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
 from lexibit.errors import FormatError, LexibitError
-from lexibit.files import CANNOT_WRITE, exists_already, finish_folder, occupied, sync
+from lexibit.files import (
+    cannot_write,
+    exists_already,
+    finish_folder,
+    occupied,
+    of_the_disk,
+    parents_of,
+    sync,
+)
 
 _logger = logging.getLogger("lexibit")
 _JOURNAL, _LOCK, _FOLDER = "journal.jsonl", "lock", "folder"
@@ -52,10 +60,11 @@ class Unfinished:
 
     def clear(self, kept: Iterable[str]) -> None:
         """Remove all but these files: what an earlier run wrote of the others may be cut short, or old."""
+        kept = set(kept)
         for path in self.folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name not in set(kept):
+            elif path.name not in kept:
                 path.unlink()
 
     def finish(self, checksums: Mapping[str, str]) -> None:
@@ -65,9 +74,8 @@ class Unfinished:
 
     def _append(self, line: Mapping[str, str]) -> None:
         with self._journal.open("ab") as file:
-            # a line that a kill cut short ends here; what it said is done again
-            end = b"\n" if file.tell() and not _ends_in_newline(self._journal) else b""
-            file.write(end + json.dumps(line).encode() + b"\n")
+            # a line begins with its end, lest it go on from one that a kill cut short
+            file.write(b"\n" + json.dumps(line).encode())
 
 
 def _lines(journal: Path) -> list[dict[str, str]]:
@@ -83,12 +91,6 @@ def _lines(journal: Path) -> list[dict[str, str]]:
         except (ValueError, TypeError):
             continue
     return lines
-
-
-def _ends_in_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
 
 
 @contextmanager
@@ -109,45 +111,39 @@ def unfinished(out: Path, key: str) -> Iterator[Unfinished]:
     out = out.absolute()
     if occupied(out):
         raise exists_already(out)
-    made = [parent for parent in out.parents if not parent.exists()]
     work = out.with_name(f".{out.name}.unfinished")
     is_new = not work.exists()
-    lock = _locked(work, out)
     unfinished: Unfinished | None = None
     whole = useless = False
-    try:
-        if occupied(out):  # by a process that ended just now
+    with parents_of(out):
+        lock = _locked(work, out)
+        try:
+            if occupied(out):  # by a process that ended just now
+                whole = True
+                raise exists_already(out)
+            unfinished = Unfinished(work, key)
+            yield unfinished
+            finish_folder(unfinished.folder)
+            os.replace(unfinished.folder, out)
+            sync(out.parent)
             whole = True
-            raise exists_already(out)
-        unfinished = Unfinished(work, key)
-        yield unfinished
-        finish_folder(unfinished.folder)
-        os.replace(unfinished.folder, out)
-        sync(out.parent)
-        whole = True
-    except LexibitError as error:
-        # what another copy of the file may cure, and what an earlier run finished, is kept
-        useless = not isinstance(error, FormatError) and (unfinished is None or not unfinished.begun_before)
-        raise
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno not in CANNOT_WRITE:
+        except LexibitError as error:
+            # what another copy of the file may cure, and what an earlier run finished, is kept
+            earlier = unfinished is not None and unfinished.begun_before
+            useless = not isinstance(error, FormatError) and not earlier
             raise
-        keeps = not is_new if unfinished is None else bool(unfinished.finished)
-        kept = f"what is finished is kept in {work}" if keeps else "nothing was left there"
-        raise LexibitError(
-            f"{out}: cannot be written ({error}): free some space or choose another disk; {kept}"
-        ) from error
-    finally:
-        if whole or useless or (is_new if unfinished is None else not unfinished.finished):
-            _remove(work)
-            for parent in made:
-                try:
-                    parent.rmdir()
-                except OSError:
-                    break  # it holds the finished folder
-        else:
-            _logger.warning("%s: keeps what is finished: the same command goes on with it", work)
-        lock.release()
+        except (OSError, SafetensorError) as error:
+            if not of_the_disk(error):
+                raise
+            if is_new if unfinished is None else not unfinished.finished:
+                raise cannot_write(out, error) from error
+            raise cannot_write(out, error, f"what is finished is kept in {work}") from error
+        finally:
+            if whole or useless or (is_new if unfinished is None else not unfinished.finished):
+                _remove(work)
+            else:
+                _logger.warning("%s: keeps what is finished: the same command goes on with it", work)
+            lock.release()
 
 
 def _locked(work: Path, out: Path) -> BaseFileLock:

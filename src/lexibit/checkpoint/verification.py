@@ -43,7 +43,7 @@ def verify(folder: Path) -> Verified:
         LexibitError: there is nothing quantized in it.
     """
     files = weight_files(folder)
-    index, noted = format.read_index(files), format.read_checksums(files)
+    index, noted = format.read_headers(files)
     if not index:
         raise LexibitError(f"{folder}: holds no weights in codes")
     if (folder / "config.json").is_file():

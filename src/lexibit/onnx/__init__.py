@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from lexibit.files import sync
 from lexibit.nn import codebooks
 from lexibit.optimize import optimize
 from lexibit.quantize import dequantize
+from lexibit.quiet import quiet
 from lexibit.weight import COMPUTED, CodebookWeight
 
 WEIGHTS = ("codes", "float")
@@ -115,7 +114,7 @@ def _trace(model: PreTrainedModel) -> tuple[Any, tuple[str, ...]]:
     free = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in example}
     traced = _Traced(model, outputs)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 traced,
                 kwargs={"given": example},
@@ -264,16 +263,3 @@ def _appearing(out: Path) -> Iterator[Path]:
                 os.replace(file, out.parent / file.name)
     except OSError as error:
         raise LexibitError(f"{out}: cannot be written ({error})") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter tells of itself."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
