@@ -50,14 +50,15 @@ def write_json(path: Path, value: Any) -> None:
 
 def to_json(value: Any) -> str:
     """A JSON document; what is not finite, and so no JSON, is null."""
-    return json.dumps(_finite(value), indent=2, allow_nan=False, default=str)
+    return json.dumps(finite(value), indent=2, allow_nan=False, default=str)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A JSON value with null for every number that is not finite."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -38,7 +38,7 @@ def card(folder: str | Path, name: str | None = None, base_model: str | None = N
     folder = Path(folder)
     if folder.is_file():
         raise LexibitError(f"{folder}: only the folder of a model has a card")
-    config = _config(folder)
+    config = read_config(folder)
     facts = _facts(folder, config)
     before = _readme(folder)
     kept: dict[str, Any] = before.data.to_dict()  # type: ignore[no-untyped-call]
@@ -170,7 +170,12 @@ def _readme(folder: Path) -> ModelCard:
         raise LexibitError(f"{file}: cannot be read ({error}): correct or remove it") from error
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """What stands in a folder's config.json, nothing if it has none.
+
+    Raises:
+        LexibitError: it cannot be read.
+    """
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -422,7 +422,8 @@ def _stored_name_first(uses: tuple[Use, ...], tied: Mapping[str, str]) -> tuple[
     return tuple(sorted(uses, key=lambda use: use.name in tied))
 
 
-def _matches(pattern: str, name: str) -> bool:
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern of a configuration names a weight, with or without its last part."""
     return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
 
 
@@ -434,7 +435,7 @@ class _Chooser:
         self.computed = set(computed)
 
     def _named(self, patterns: Iterable[str], uses: tuple[Use, ...]) -> bool:
-        return any(_matches(pattern, use.name) for pattern in patterns for use in uses)
+        return any(matches(pattern, use.name) for pattern in patterns for use in uses)
 
     def why_kept(self, parameter: Tensor, uses: tuple[Use, ...]) -> str:
         """The reason why a parameter stays in full precision; empty if it is quantized."""
@@ -473,7 +474,7 @@ class _Chooser:
         config = self.config
         for option in ("include", "exclude", "parameters", "rules"):
             for pattern in getattr(config, option):
-                if not any(_matches(pattern, name) for name in names):
+                if not any(matches(pattern, name) for name in names):
                     near = get_close_matches(pattern.strip("*."), names, n=3, cutoff=0.3)
                     raise LexibitError(
                         f"{option}: the pattern {pattern!r} matches no parameter; names look like "

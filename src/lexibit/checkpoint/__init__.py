@@ -1,6 +1,6 @@
 """Folders and files: where models come from, where their quantized form goes, and what is in it."""
 
-from lexibit.checkpoint.contents import Contents, compare, errors_against, inspect, read_texts
+from lexibit.checkpoint.contents import Contents, beside_floats, compare, errors_against, inspect, read_texts
 from lexibit.checkpoint.dequantized import dequantize_to
 from lexibit.checkpoint.modules import load, save
 from lexibit.checkpoint.source import (
@@ -21,6 +21,7 @@ __all__ = [
     "CALIBRATION",
     "Contents",
     "Verified",
+    "beside_floats",
     "compare",
     "dequantize_to",
     "errors_against",

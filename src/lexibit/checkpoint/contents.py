@@ -77,15 +77,19 @@ def inspect(folder: Path) -> Contents:
 
 def errors_against(folder: Path, original: Path) -> list[WeightError]:
     """The error of every weight in codes against the float model it was made from."""
+    return weight_errors(*beside_floats(folder, original))
+
+
+def beside_floats(folder: Path, original: Path) -> tuple[dict[str, CodebookWeight], dict[str, Tensor]]:
+    """The weights in codes of a folder or file, and the float model's tensors, both by name."""
     if folder.is_file() or original.is_file():
         packed = format.read(weight_files(folder))
         floats = format.read(weight_files(original))
-        return weight_errors(
+        return (
             {name: weight for name, weight in packed.items() if isinstance(weight, CodebookWeight)},
             {name: value for name, value in floats.items() if isinstance(value, Tensor)},
         )
-    weights, parameters = codebooks(load_quantized(folder)), load_float(original).named_parameters()
-    return weight_errors(weights, dict(parameters))
+    return codebooks(load_quantized(folder)), dict(load_float(original).named_parameters())
 
 
 def compare(

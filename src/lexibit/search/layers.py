@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 from torch import nn
 
+from lexibit.naming import layer_of
 from lexibit.plan import Plan, PlannedWeight
 from lexibit.replay import chains
-
-_NUMBERED = re.compile(r"(.*?\.\d+)\.")
-# PyTorch's LSTM and GRU hold several layers
-_RECURRENT = re.compile(r"(.*?)\.?weight_[ihr]+_l(\d+)")
 
 
 @dataclass(frozen=True)
@@ -49,17 +45,8 @@ def layers(plan: Plan) -> list[Layer]:
     """
     found: dict[str, list[PlannedWeight]] = {}
     for weight in plan.weights:
-        found.setdefault(_layer(weight.name), []).append(weight)
+        found.setdefault(layer_of(weight.name), []).append(weight)
     return [Layer(name, tuple(weights)) for name, weights in found.items()]
-
-
-def _layer(name: str) -> str:
-    if match := _NUMBERED.match(name):
-        return str(match[1])
-    if match := _RECURRENT.match(name):
-        return f"{match[1]}.l{match[2]}".removeprefix(".")
-    parts = name.split(".")
-    return ".".join(parts[:-2]) or parts[0]
 
 
 def blocks(model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
