@@ -61,7 +61,7 @@ def on_ray(function: Callable[[J], R], jobs: Sequence[J], address: str) -> Gener
     Raises:
         LexibitError: Ray is not installed, there is no cluster at this address, or it could not do a job.
     """
-    with _connected(address) as ray:
+    with connected(address) as ray:
         remote = ray.remote(max_retries=_TRIES)(function)
         waiting = sorted(jobs, key=lambda job: job.memory)
         running: dict[Any, J] = {}
@@ -93,12 +93,12 @@ def ray_memory(address: str) -> int:
     Raises:
         LexibitError: as :func:`on_ray`.
     """
-    with _connected(address) as ray:
+    with connected(address) as ray:
         return int(max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]))
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Any]:
+def connected(address: str) -> Iterator[Any]:
     """Ray, connected to a cluster; a connection that the program has already is used, and stays."""
     with needs_extra("ray"):
         import ray

@@ -29,6 +29,7 @@ from lexibit.cli.quantize import quantize
 from lexibit.cli.search import search
 from lexibit.cli.sensitivity import sensitivity
 from lexibit.cli.show import errors
+from lexibit.cli.study import app as study
 from lexibit.cli.tune import tune
 from lexibit.cli.verify import verify
 from lexibit.errors import LexibitError
@@ -82,6 +83,7 @@ for command in (
     info,
 ):
     app.command()(command)
+app.add_typer(study)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,6 +77,15 @@ def _settings(
 
 
 takes_settings = takes(grid=_settings)
+
+
+def settings_of(context: typer.Context) -> list[Settings]:
+    """What the options in a command that was parsed ask for.
+
+    Raises:
+        LexibitError: they are no settings.
+    """
+    return _settings(**{name: context.params[name] for name in inspect.signature(_settings).parameters})
 
 
 def refuse_existing(out: Path) -> None:

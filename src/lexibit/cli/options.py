@@ -138,6 +138,18 @@ def _config(
     return _config_in(config)
 
 
+def config_of(context: typer.Context) -> LexibitConfig:
+    """What the options in a command that was parsed ask for.
+
+    Raises:
+        LexibitError: they are no configuration.
+    """
+    given = {
+        name: context.params[name] for name in inspect.signature(_config).parameters if name != "context"
+    }
+    return _config(context, **given)
+
+
 def typed(context: typer.Context, name: str) -> bool:
     """Whether an option stands in the command, and is not its default."""
     source = context.get_parameter_source(name)

@@ -1,0 +1,183 @@
+"""The cells of a study: every combination, as the steps that lead to its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from lexibit import checkpoint, tasks
+from lexibit.errors import LexibitError
+from lexibit.study import digests
+from lexibit.study.definition import AXES, FLOAT, Settings, Study, model_settings
+from lexibit.study.steps import EVALUATE, FINETUNE, QUANTIZE, TUNE, Step, check, step
+
+_SET = "the study sets it"
+_REFUSED = {
+    FINETUNE: dict.fromkeys(("task", "data", "out", "seed", "model", "option", "json"), _SET),
+    QUANTIZE: dict.fromkeys(("bits", "groups", "importance", "seed", "json", "ray"), _SET),
+    TUNE: dict.fromkeys(("task", "data", "out", "seed", "json"), _SET),
+    EVALUATE: dict.fromkeys(("task", "data", "out", "against", "json"), _SET),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination, and the step that measures it.
+
+    Attributes:
+        labels: the columns of its row that say which it is: model, task, scheme, bits, groups, importance,
+            tuned, seed.
+        evaluate: the last step.
+    """
+
+    labels: Mapping[str, Any]
+    evaluate: Step
+
+    @property
+    def key(self) -> str:
+        """Of its row: what it is called, and what goes in."""
+        return digests.of(dict(self.labels), self.evaluate.key)[:32]
+
+    def steps(self) -> list[Step]:
+        """All its steps, the first first."""
+        chain = [self.evaluate]
+        while isinstance(chain[0].model, Step):
+            chain.insert(0, chain[0].model)
+        return chain
+
+
+def cells(study: Study) -> list[Cell]:
+    """Every cell of a study; reads the models, examples and files that it names, for their digests.
+
+    Raises:
+        LexibitError: a model, a task's data or a file is not there, or a command would not take an option;
+            names the place in the study.
+    """
+    return [
+        cell
+        for model in study.models
+        for task in study.by_task()
+        for seed in study.seeds
+        for cell in _Cells(study, model, task, seed).all()
+    ]
+
+
+class _Cells:
+    """The cells of a model on a task with a seed."""
+
+    def __init__(self, study: Study, model: str, task: str, seed: int) -> None:
+        self.study, self.model, self.task, self.seed = study, model, task, seed
+        data = study.by_task()[task].get("data", study.data)
+        self.data = None if data is None else str(data)
+        self.place = f"{model} on {task}"
+        tasks.task(task)
+        said = model_settings(study.models[model])
+        self.source = str(said["source"]) if "source" in said else None
+        self.created = said
+        # of a model made from nothing, nobody knows before it is made
+        self.memory = 0 if self.source is None else _nbytes(checkpoint.find(self.source))
+
+    def all(self) -> Iterator[Cell]:
+        floats = self._floats()
+        yield self._cell(floats, FLOAT, 32, None, None, tuned=False)
+        for scheme, settings in self.study.schemes.items():
+            own = {name: value for name, value in settings.items() if name not in AXES}
+            for values in product(*(self.study.axis(name, settings) for name in AXES)):
+                axes = dict(zip(AXES, values, strict=True))
+                quantized = self._quantized(floats, scheme, own, axes)
+                yield self._cell(quantized, scheme, **axes, tuned=False)
+                if (how := self.study.how(TUNE, self.model, self.task)) is not None:
+                    yield self._cell(self._trained(TUNE, quantized, how), scheme, **axes, tuned=True)
+
+    def _floats(self) -> Step | str:
+        how = self.study.how("finetune", self.model, self.task)
+        if how is not None:
+            return self._trained(FINETUNE, self.source, how)
+        if self.source is None:
+            raise LexibitError(f"models.{self.model}: is made from nothing: say how to finetune it")
+        return self.source
+
+    def _trained(self, command: str, model: Step | str | None, how: Settings) -> Step:
+        with_task = {"task": self.task, "data": self.data, "seed": self.seed}
+        if command == FINETUNE and model is None:
+            with_task |= {"model": self.created["create"], "option": self.created.get("option")}
+        options = self._options(command, how, with_task)
+        tasks.trainable(self.task)
+        examples = digests.of_examples(self.task, self.data, "train", "dev")
+        return self._step(command, model, options, examples)
+
+    def _quantized(self, floats: Step | str, scheme: str, own: Settings, axes: Settings) -> Step:
+        place = f"schemes.{scheme}"
+        calibrated_on = str(own.get("calibrate", ""))
+        content = []
+        if calibrated_on.startswith("task:"):
+            own = {"data": self.data} | dict(own)
+            data = None if own["data"] is None else str(own["data"])
+            content = [digests.of_examples(calibrated_on.removeprefix("task:"), data, "train")]
+        options = self._options(QUANTIZE, own, {**axes, "seed": self.seed}, place)
+        return self._step(QUANTIZE, floats, options, *content)
+
+    def _cell(
+        self,
+        model: Step | str,
+        scheme: str,
+        bits: int,
+        groups: str | None,
+        importance: str | None,
+        *,
+        tuned: bool,
+    ) -> Cell:
+        how = self.study.how("evaluate", self.model, self.task) or {}
+        options = self._options(EVALUATE, how, {"task": self.task, "data": self.data})
+        split = str(how.get("split", "dev"))
+        examples = digests.of_examples(self.task, self.data, split)
+        labels = {
+            "model": self.model,
+            "task": self.task,
+            "scheme": scheme,
+            "bits": bits,
+            "groups": groups,
+            "importance": importance,
+            "tuned": tuned,
+            "seed": self.seed,
+        }
+        return Cell(labels, self._step(EVALUATE, model, options, examples))
+
+    def _options(
+        self, command: str, settings: Settings, ours: Settings, place: str | None = None
+    ) -> list[str]:
+        from lexibit.cli import calls
+
+        with _at(place or f"{command} of {self.place}"):
+            options = calls.options(command, settings, _REFUSED[command]) + calls.options(command, ours)
+            check(command, options)
+            return options
+
+    def _step(self, command: str, model: Step | str | None, options: list[str], *content: str) -> Step:
+        return step(
+            command,
+            model,
+            options,
+            *content,
+            memory=self.memory,
+            cpus=self.study.cpus,
+            gpus=self.study.gpus if command in (FINETUNE, TUNE) else 0,
+        )
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Say of an error where in the study it is."""
+    try:
+        yield
+    except LexibitError as error:
+        raise LexibitError(f"{place}: {error}") from error
+
+
+def _nbytes(folder: Path) -> int:
+    files = [folder] if folder.is_file() else [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,238 @@
+"""The steps of a study: commands of lexibit, each known by the content of what goes in."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from lexibit import __version__, checkpoint
+from lexibit.checkpoint.source import headers
+from lexibit.errors import LexibitError
+from lexibit.study import digests
+
+FINETUNE, QUANTIZE, TUNE, EVALUATE = "finetune", "quantize", "tune", "evaluate"
+
+# options whose values may be files, which count by what is in them
+_FILES = frozenset({"--calibrate", "--config", "--importance", "--teacher"})
+_PROGRAM = 800_000_000  # bytes: an interpreter with PyTorch and transformers
+# what a step takes, in the bytes of its float model: weights, gradients and Adam's two means, and activations
+_TIMES = {FINETUNE: 6, QUANTIZE: 2, TUNE: 6, EVALUATE: 3}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of lexibit.
+
+    Attributes:
+        key: of its inputs: the command, its options, the content of files that they name, and the key or
+            content of the model. Equal keys are one step.
+        command: its name.
+        options: the words behind the model and the result's place.
+        model: what it works on: what another step makes, or a folder; None if it is made from nothing.
+        memory: bytes that it takes, about.
+        cpus, gpus: that it takes, on a cluster.
+    """
+
+    key: str
+    command: str = field(compare=False)
+    options: tuple[str, ...] = field(compare=False, default=())
+    model: Step | str | None = field(compare=False, default=None)
+    memory: int = field(compare=False, default=0)
+    cpus: int = field(compare=False, default=1)
+    gpus: float = field(compare=False, default=0)
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.command}-{self.key[:16]}"
+
+    @property
+    def needs(self) -> tuple[Step, ...]:
+        """The steps that come before it."""
+        return (self.model,) if isinstance(self.model, Step) else ()
+
+    def words(self, steps: Path) -> list[str]:
+        """The command line, without ``lexibit``.
+
+        Args:
+            steps: the folder of all steps.
+        """
+        out = str(self.out(steps))
+        model = [str(self.model.out(steps)) if isinstance(self.model, Step) else self.model or ""]
+        if self.model is None:
+            model = []
+        if self.command == QUANTIZE:
+            return [self.command, *model, out, *self.options]
+        return [self.command, *model, *self.options, "--out", out]
+
+    def line(self, steps: Path) -> str:
+        """The command line, to be typed again."""
+        return shlex.join(["lexibit", *self.words(steps)])
+
+    def out(self, steps: Path) -> Path:
+        """Where its result goes."""
+        return steps / self.name / ("scores.json" if self.command == EVALUATE else "model")
+
+    def float_model(self, steps: Path) -> Path | None:
+        """The float model that its own was quantized from; None if it is no such model."""
+        one: Step | str | None = self
+        quantized = False
+        while isinstance(one, Step) and one.command != FINETUNE:
+            quantized |= one.command == QUANTIZE
+            one = one.model
+        if not quantized or one is None:
+            return None
+        return one.out(steps) if isinstance(one, Step) else checkpoint.find(one)
+
+    def work(self, steps: Path) -> dict[str, Any]:
+        """Do it; what is printed goes to a log beside the result.
+
+        Returns:
+            What is to be known of it, as plain values.
+
+        Raises:
+            LexibitError: the command fails.
+        """
+        from lexibit.cli import calls
+
+        with _printing_to(steps / self.name / "log.txt"):
+            calls.call(self.words(steps))
+        if self.command != EVALUATE:
+            return {}
+        return _facts(
+            self.model.out(steps) if isinstance(self.model, Step) else checkpoint.find(self.model or "")
+        )
+
+
+def step(
+    command: str,
+    model: Step | str | None,
+    options: list[str],
+    *content: str,
+    memory: int = 0,
+    cpus: int = 1,
+    gpus: float = 0,
+) -> Step:
+    """A step with its key.
+
+    Args:
+        command: its name.
+        model: as of :class:`Step`.
+        options: its words.
+        content: digests of what else goes in, like examples.
+        memory: bytes of the float model.
+        cpus: as of :class:`Step`.
+        gpus: as of :class:`Step`.
+    """
+    words = list(options)
+    identity = list(options)
+    for place, word in enumerate(options[1:], 1):
+        flag = options[place - 1]
+        if flag == "--data":
+            identity[place] = ""  # its examples are in the content
+        if flag in _FILES and (Path(word).exists() or flag == "--teacher"):
+            identity[place] = digests.of_model(word) if flag == "--teacher" else digests.of_path(Path(word))
+        if flag in (*_FILES, "--data") and Path(word).exists():
+            words[place] = str(Path(word).absolute())  # for processes that are in other folders
+    if isinstance(model, Step):
+        inside: str | None = model.key
+    else:
+        inside = None if model is None else digests.of_model(model)
+        model = None if model is None else str(checkpoint.find(model).absolute())
+    key = digests.of(__version__, command, inside, identity, content)
+    return Step(key, command, tuple(words), model, _PROGRAM + _TIMES[command] * memory, cpus, gpus)
+
+
+@contextmanager
+def _printing_to(log: Path) -> Iterator[None]:
+    """Have a file get what this process prints, even from compiled code and by handlers of logs."""
+    with log.open("a", encoding="utf-8") as file:
+        kept = []
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        for number in (1, 2):
+            kept.append((os.dup(number), number))
+            os.dup2(file.fileno(), number)
+        try:
+            with redirect_stdout(file):
+                yield
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            for copy, number in kept:
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+def check(command: str, options: list[str]) -> None:
+    """See that a step will not be refused.
+
+    Raises:
+        LexibitError: the command would not take these options.
+    """
+    from lexibit.cli import calls, learning
+    from lexibit.cli.options import config_of
+
+    out = ["out"] if command == QUANTIZE else ["--out", "out"]
+    created = command == FINETUNE and "--model" in options
+    context = calls.parsed([command, *([] if created else ["model"]), *out, *options])
+    if command == QUANTIZE:
+        config_of(context)
+    elif command in (FINETUNE, TUNE):
+        learning.settings_of(context)
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """How large a model is, from the bytes on disk."""
+    try:
+        contents = checkpoint.inspect(folder)
+    except LexibitError:
+        return _float_facts(folder)
+    return {
+        "bytes": contents.file_bytes,
+        "parameters": contents.parameters,
+        "bits_per_weight": contents.bits_per_weight,
+        "bits_per_parameter": contents.file_bits_per_parameter,
+    }
+
+
+def _float_facts(folder: Path) -> dict[str, Any]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:  # PyTorch's own form says nothing of its tensors without loading them
+        nbytes = sum(file.stat().st_size for file in folder.glob("*.bin"))
+        return {"bytes": nbytes, "parameters": None, "bits_per_weight": None, "bits_per_parameter": None}
+    tensors = [tensor for file in files for tensor in headers(file).values()]
+    count = max(sum(prod(tensor.shape) for tensor in tensors), 1)
+    nbytes = sum(file.stat().st_size for file in files)
+    stored = sum(prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors)
+    return {
+        "bytes": nbytes,
+        "parameters": count,
+        "bits_per_weight": 8 * stored / count,
+        "bits_per_parameter": 8 * nbytes / count,
+    }
+
+
+def versions() -> Mapping[str, str]:
+    """Of what scores may depend on."""
+    import platform
+
+    import numpy
+    import torch
+    import transformers
+
+    return {
+        "lexibit": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+    }
