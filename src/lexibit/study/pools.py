@@ -56,6 +56,8 @@ def in_order(
     running: dict[Future[Any], Step] = {}
     while graph.is_active():
         waiting += graph.get_ready()
+        # what is begun is ended first: rows come early
+        waiting.sort(key=lambda step: -step.depth)
         for step in list(waiting):
             if pool.room(step):
                 waiting.remove(step)

@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import platform
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -103,13 +105,19 @@ def run_cells(
     """
     graph: TopologicalSorter[Step] = TopologicalSorter()
     waiting: dict[Step, list[Cell]] = {}
+    pending = 0
     for cell in all_cells:
         if finished(store, cell):
+            continue
+        pending += 1
+        if (rows := _known(cell, name, store)) is not None:
+            store.write_rows(cell.key, rows)
+            if tell is not None:
+                tell(cell, rows)
             continue
         waiting.setdefault(cell.evaluate, []).append(cell)
         for step in cell.steps():
             graph.add(step, *step.needs)
-    pending = sum(map(len, waiting.values()))
     graph.prepare()
     errors: dict[Step, str] = {}
     failed = 0
@@ -156,11 +164,13 @@ def _attempt(store: Store, step: Step) -> str:
 def _perform(store: Store, step: Step) -> None:
     start = time.perf_counter()
     memory.reset_peak()
-    facts = step.work(store.steps)
-    seconds = time.perf_counter() - start
     weights = None
-    if step.command in (QUANTIZE, TUNE):
-        weights = describe(step.out(store.steps), step.float_model(store.steps))
+    with _printing_to(store.steps / step.name / "log.txt"):
+        print("$", step.line(store.steps), flush=True)
+        facts = step.work(store.steps)
+        seconds = time.perf_counter() - start
+        if step.command in (QUANTIZE, TUNE):
+            weights = describe(step.out(store.steps), step.float_model(store.steps))
     record = {
         "command": step.line(store.steps),
         "seconds": seconds,
@@ -171,6 +181,27 @@ def _perform(store: Store, step: Step) -> None:
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     store.finish_step(step, record | facts, weights)
+
+
+@contextmanager
+def _printing_to(log: Path) -> Iterator[None]:
+    """Have a file get what this process prints, even from compiled code and by handlers of logs."""
+    with log.open("a", encoding="utf-8") as file:
+        kept = []
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        for number in (1, 2):
+            kept.append((os.dup(number), number))
+            os.dup2(file.fileno(), number)
+        try:
+            with redirect_stdout(file):
+                yield
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            for copy, number in kept:
+                os.dup2(copy, number)
+                os.close(copy)
 
 
 def _message(step: Step, outcome: Any) -> str:
@@ -205,6 +236,16 @@ def _rows(cell: Cell, study: str, store: Store) -> list[dict[str, Any]]:
         shared | {"examples": score["examples"]} | {ours: score[theirs] for theirs, ours in names.items()}
         for score in scores
     ]
+
+
+def _known(cell: Cell, study: str, store: Store) -> list[dict[str, Any]] | None:
+    """The rows of a cell whose steps were done before; None if they were not, or cannot be read."""
+    if not store.is_done(cell.evaluate):
+        return None
+    try:
+        return _rows(cell, study, store)
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _failed(cell: Cell, study: str, error: str) -> dict[str, Any]:

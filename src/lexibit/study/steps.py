@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -58,6 +55,11 @@ class Step:
         """The steps that come before it."""
         return (self.model,) if isinstance(self.model, Step) else ()
 
+    @property
+    def depth(self) -> int:
+        """How many steps come before it, one after the other."""
+        return self.model.depth + 1 if isinstance(self.model, Step) else 0
+
     def words(self, steps: Path) -> list[str]:
         """The command line, without ``lexibit``.
 
@@ -92,7 +94,7 @@ class Step:
         return one.out(steps) if isinstance(one, Step) else checkpoint.find(one)
 
     def work(self, steps: Path) -> dict[str, Any]:
-        """Do it; what is printed goes to a log beside the result.
+        """Do it.
 
         Returns:
             What is to be known of it, as plain values.
@@ -102,8 +104,7 @@ class Step:
         """
         from lexibit.cli import calls
 
-        with _printing_to(steps / self.name / "log.txt"):
-            calls.call(self.words(steps))
+        calls.call(self.words(steps))
         if self.command != EVALUATE:
             return {}
         return _facts(
@@ -148,27 +149,6 @@ def step(
         model = None if model is None else str(checkpoint.find(model).absolute())
     key = digests.of(__version__, command, inside, identity, content)
     return Step(key, command, tuple(words), model, _PROGRAM + _TIMES[command] * memory, cpus, gpus)
-
-
-@contextmanager
-def _printing_to(log: Path) -> Iterator[None]:
-    """Have a file get what this process prints, even from compiled code and by handlers of logs."""
-    with log.open("a", encoding="utf-8") as file:
-        kept = []
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        for number in (1, 2):
-            kept.append((os.dup(number), number))
-            os.dup2(file.fileno(), number)
-        try:
-            with redirect_stdout(file):
-                yield
-        finally:
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
-            for copy, number in kept:
-                os.dup2(copy, number)
-                os.close(copy)
 
 
 def check(command: str, options: list[str]) -> None:

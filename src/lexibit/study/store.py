@@ -237,11 +237,12 @@ def weights(folder: Path, model: str) -> list[dict[str, Any]] | None:
 
 
 def _read(file: Path) -> pa.Table | None:
-    """A file of results; None if it is not there, or not what was written."""
+    """A file of results; None if it is not there, or not what was written, or another cell's."""
     try:
         table = pq.read_table(file, memory_map=False)
         whole = (table.schema.metadata or {}).get(_DIGEST) == _digest(table)
-    except (OSError, pa.ArrowException, ValueError):
+        whole &= set(table["cell"].to_pylist()) == {file.stem}
+    except (OSError, pa.ArrowException, ValueError, KeyError):
         return None
     return table if whole and table.schema.equals(SCHEMA) else None
 
