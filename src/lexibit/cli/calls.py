@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import typer.main
@@ -78,7 +79,9 @@ def call(words: Sequence[str]) -> None:
         app(list(words), standalone_mode=False)
 
 
+@cache
 def _command(name: str) -> Any:
+    """A command; made once, which takes as long as reading a hundred command lines."""
     from lexibit.cli import app
 
     return typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]

@@ -1,0 +1,77 @@
+"""Steps on a Ray cluster of which a machine is lost, in order and once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lexibit
+from lexibit import LexibitError
+from lexibit.study import Study, results, run
+
+SOURCE = Path(lexibit.__file__).parents[1]
+
+CLUSTER = """
+import json, sys, threading, time
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from lexibit.study import read, run
+
+file, out = map(Path, sys.argv[1:])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=1, memory=10**9, object_store_memory=80 * 10**6) for _ in range(2)]
+cluster.wait_for_nodes()
+
+def done():
+    return len(list(out.glob("steps/*/step.json")))
+
+def lose_a_node():
+    while done() < 3:
+        time.sleep(0.01)
+    cluster.remove_node(nodes[0], allow_graceful=False)
+    lost.append(done())
+
+lost = []
+watch = threading.Thread(target=lose_a_node)
+watch.start()
+told = []
+found = run(read(file), out, ray=cluster.address, tell=lambda cell, rows: told.append(cell.key))
+watch.join()
+print(json.dumps({"lost at": lost[0], "cells": found.cells, "failed": found.failed, "told": told}))
+cluster.shutdown()
+"""
+
+
+def test_a_cluster_that_loses_a_machine_does_every_cell_once(settings, write, tmp_path):
+    file, folder = write(settings), tmp_path / "out"
+    environment = {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", CLUSTER, file, folder],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    # it was in the middle
+    assert 3 <= told["lost at"] < 22
+    assert (told["cells"], told["failed"]) == (9, 0)
+    assert len(told["told"]) == len(set(told["told"])) == 9
+    found = results(folder)
+    assert found["cell"].nunique() == 9
+    assert found["error"].isna().all()
+    # the same as on one machine
+    run(Study(**settings, name="tiny"), tmp_path / "alone")
+    same = ["cell", "score", "low", "high", "bytes", "model_key"]
+    assert found[same].equals(results(tmp_path / "alone")[same])
+
+
+def test_no_cluster_is_one_clear_error(settings, tmp_path):
+    with pytest.raises(LexibitError, match=r"--ray 127\.0\.0\.1:1: no cluster there.*ray start --head"):
+        run(Study(**settings), tmp_path / "out", ray="127.0.0.1:1")
