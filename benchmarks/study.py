@@ -2,8 +2,8 @@
 
     python benchmarks/study.py [CELLS]
 
-Prints milliseconds a cell: of the first run, which does every cell in its own step, with its folder and checksums, and
-its rows on the disk; of a second run that finds all done; and of reading the results.
+Prints milliseconds a cell: of the first run, which does every cell in its own step, with its folder,
+checksums and rows on the disk; of a second run that finds all done; and of reading the results.
 """
 
 from __future__ import annotations

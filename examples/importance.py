@@ -13,19 +13,31 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from runs import command, lexibit, numbers
+from lexibit.cli import calls
 
 CODES = ["--scheme", "binary", "--levels-dtype", "float16"]
+
+
+def numbers(text: str) -> list[int]:
+    """An option's type: ``1,2`` as a list."""
+    return [int(part) for part in text.split(",")]
 
 
 def plan(file: Path, *arguments: object) -> dict[str, Any]:
     """What a search found."""
     if not file.exists():
-        lexibit("search", *arguments, "--out", file)
+        words = ["search", *map(str, arguments), "--out", str(file)]
+        print("$", shlex.join(["lexibit", *words]), flush=True)
+        with redirect_stdout(StringIO()):  # the file has it all
+            calls.call(words)
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["search"]
     return found
 
@@ -104,8 +116,9 @@ def main() -> None:
         same = [one | {"bits_per_weight": one["start_bits_per_weight"]} for one in found]
         rows.append(row(f"the same bits, under {budget:g}", same, "start"))
         rows.append(row(f"mixed, {budget:g} bits", found, "found"))
+    typed = shlex.join(["python", "examples/importance.py", *sys.argv[1:]])
     head = (
-        f"# Search on {args.task}\n\n`{command('importance.py')}`\n\nAlternating binary codes a row, scales "
+        f"# Search on {args.task}\n\n`{typed}`\n\nAlternating binary codes a row, scales "
         f"in float16. Loss: on {args.limit} training examples, which the search sees. Held out: {metric}, "
         "mean and range over the seeds, and in square brackets the first seed's bootstrap interval. Gain: "
         "held out, over the same bits without importance (of mixed bits over the most that keep the "
