@@ -238,7 +238,7 @@ def test_a_killed_study_goes_on_and_does_nothing_twice(settings, write, tmp_path
     until(lambda: len(mtimes(folder)) >= 4)
     children = descendants(first.pid)
     os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    first.communicate()
     # its processes end with it, and free what they hold
     until(lambda: not any(map(is_there, children)))
     before = mtimes(folder)
@@ -269,7 +269,7 @@ def test_two_processes_share_a_study_and_do_each_step_once(settings, write, tmp_
 
 
 def test_a_failing_cell_is_recorded_and_the_others_go_on(settings, tmp_path):
-    settings |= {"finetune": None, "tune": None}
+    settings |= {"tune": None}
     settings["schemes"]["broken"] = {"scheme": "kmeans", "include": ["no.such.weight"]}
     study, folder = Study(**settings), tmp_path / "out"
     done = run(study, folder)
