@@ -188,7 +188,9 @@ def _float_facts(folder: Path) -> dict[str, Any]:
     if not files:  # PyTorch's own form says nothing of its tensors without loading them
         nbytes = sum(file.stat().st_size for file in folder.glob("*.bin"))
         return {"bytes": nbytes, "parameters": None, "bits_per_weight": None, "bits_per_parameter": None}
-    tensors = [tensor for file in files for tensor in headers(file).values()]
+    tensors = [
+        tensor for file in files for tensor in headers(file).values() if tensor.dtype.is_floating_point
+    ]
     count = max(sum(prod(tensor.shape) for tensor in tensors), 1)
     nbytes = sum(file.stat().st_size for file in files)
     stored = sum(prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors)
