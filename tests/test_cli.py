@@ -31,7 +31,7 @@ COMMANDS = [
     "bench",
     "dequantize",
     "export",
-    "card",
+    "report",
     "push",
     "demo",
     "info",

@@ -99,9 +99,9 @@ def test_a_card_without_a_readme_and_the_code_in_it_runs(packed, monkeypatch):
 
 def test_a_card_that_was_written_is_left_as_it_is(packed, run):
     folder = packed(BASE)
-    assert run("card", folder, "--name", "me/tiny", "--base-model", "you/base", "--write")[0] == 0
+    assert run("report", folder, "--card", "--name", "me/tiny", "--base-model", "you/base", "--write")[0] == 0
     written = (folder / "README.md").read_text()
-    assert written == run("card", folder)[1] == hub.card(folder, "other/name", "you/base")
+    assert written == run("report", folder, "--card")[1] == hub.card(folder, "other/name", "you/base")
     with pytest.raises(LexibitError, match="has another base_model already"):
         hub.card(folder, base_model="they/base")
 

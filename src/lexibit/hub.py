@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from yaml import YAMLError
 from lexibit import checkpoint
 from lexibit.errors import LexibitError
 from lexibit.files import replacing
+from lexibit.scores import ScoreLine
 
 TAG = "lexibit"
 README = "README.md"
@@ -20,7 +22,12 @@ README = "README.md"
 _RESULTS = ("model-index", "eval_results")
 
 
-def card(folder: str | Path, name: str | None = None, base_model: str | None = None) -> str:
+def card(
+    folder: str | Path,
+    name: str | None = None,
+    base_model: str | None = None,
+    scores: Sequence[ScoreLine] = (),
+) -> str:
     """The model card of a quantized folder: what it is, how large, and how to load it.
 
     The README that came with the float model stands below, and its front matter is kept but for results. A
@@ -30,16 +37,17 @@ def card(folder: str | Path, name: str | None = None, base_model: str | None = N
         folder: quantized.
         name: the hub name that it will have; the folder's own if not given.
         base_model: the hub name of the float model.
+        scores: what is known of its quality.
 
     Raises:
         LexibitError: the folder is not quantized, is damaged, or has a README that cannot be read, or that
-            is such a card with another base model.
+            is such a card with another base model or without these scores.
     """
     folder = Path(folder)
     if folder.is_file():
         raise LexibitError(f"{folder}: only the folder of a model has a card")
-    config = read_config(folder)
-    facts = _facts(folder, config)
+    facts = facts_of(folder)
+    scored = _scores(scores)
     before = _readme(folder)
     kept: dict[str, Any] = before.data.to_dict()  # type: ignore[no-untyped-call]
     given = kept.get("tags") or []
@@ -52,6 +60,11 @@ def card(folder: str | Path, name: str | None = None, base_model: str | None = N
             raise LexibitError(
                 f"{folder / README}: tells of another quantization, without {missing[0]!r}: correct or "
                 "remove it"
+            )
+        if missing := [line for line in scored if line not in text]:
+            raise LexibitError(
+                f"{folder / README}: is this model's card already, without the line {missing[0]!r}: add it "
+                "there, or remove the card"
             )
         return text
     for results in _RESULTS:
@@ -71,8 +84,9 @@ def card(folder: str | Path, name: str | None = None, base_model: str | None = N
         "|---|---|",
         *_rows(facts),
         "",
+        *scored,
         "```python",
-        *_loading(folder, config, name),
+        *loading(folder, name),
         "```",
         "",
         f"For tools that do not know lexibit: `lexibit dequantize {name} ./float`.",
@@ -138,11 +152,15 @@ def write_card(folder: Path, text: str) -> None:
         staged.write_text(text, encoding="utf-8")
 
 
-def _facts(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """What was done, and how large it is."""
+def facts_of(folder: Path) -> dict[str, str]:
+    """What was done to a quantized folder or file, and how large it is.
+
+    Raises:
+        LexibitError: it is not quantized, or damaged.
+    """
     contents = checkpoint.inspect(folder)
     specs = contents.weights.values()
-    asked = config.get("quantization_config") or {}
+    asked = read_config(folder).get("quantization_config") or {}
     groups = str(asked.get("groups", "as the file says"))
     if rules := asked.get("rules"):
         groups += f"; {len(rules)} rules for some weights"
@@ -159,6 +177,21 @@ def _facts(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 
 def _rows(facts: dict[str, str]) -> list[str]:
     return [f"| {fact} | {value} |" for fact, value in facts.items()]
+
+
+def _scores(scores: Sequence[ScoreLine]) -> list[str]:
+    """A table of scores; no line without any."""
+    if not scores:
+        return []
+    rows = [
+        " | ".join(
+            text.replace("|", "\\|")
+            for text in (one.model, f"{one.task} ({one.split})", one.metric, one.text, str(one.examples))
+        )
+        for one in scores
+    ]
+    heading = ["| model | task | metric | score (95 % interval) | examples |", "|---|---|---|---|---|"]
+    return [*heading, *(f"| {row} |" for row in rows), ""]
 
 
 def _readme(folder: Path) -> ModelCard:
@@ -187,8 +220,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _loading(folder: Path, config: dict[str, Any], name: str) -> list[str]:
-    """Lines of Python that load a folder under its name on the hub."""
+def loading(folder: Path, name: str) -> list[str]:
+    """Lines of Python that load a folder under its name on the hub, or a file."""
+    if folder.is_file():
+        return [
+            "from pathlib import Path",
+            "from lexibit import format",
+            "",
+            f"tensors = format.read([Path({name!r})])",
+        ]
     if (folder / "modules.json").is_file():
         return [
             "import lexibit",
@@ -196,7 +236,7 @@ def _loading(folder: Path, config: dict[str, Any], name: str) -> list[str]:
             "",
             f'model = SentenceTransformer("{name}")',
         ]
-    cls = (config.get("architectures") or ["AutoModel"])[0]
+    cls = (read_config(folder).get("architectures") or ["AutoModel"])[0]
     return [
         "import lexibit",
         f"from transformers import AutoTokenizer, {cls}",

@@ -12,7 +12,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from lexibit import __version__
 from lexibit.cli.bench import bench
-from lexibit.cli.card import card
 from lexibit.cli.compare import compare
 from lexibit.cli.compare_schemes import compare_schemes
 from lexibit.cli.demo import demo
@@ -26,6 +25,7 @@ from lexibit.cli.moments import moments
 from lexibit.cli.plan import plan
 from lexibit.cli.push import push
 from lexibit.cli.quantize import quantize
+from lexibit.cli.report import report
 from lexibit.cli.search import search
 from lexibit.cli.sensitivity import sensitivity
 from lexibit.cli.show import errors
@@ -77,7 +77,7 @@ for command in (
     bench,
     dequantize,
     export,
-    card,
+    report,
     push,
     demo,
     info,

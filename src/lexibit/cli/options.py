@@ -28,6 +28,10 @@ Importance = Annotated[
     ),
 ]
 
+BaseModel = Annotated[
+    str | None, typer.Option(help="The hub name of the float model.", metavar="USER/NAME", show_default=False)
+]
+
 
 SEARCH = "search"  # what a plan file calls the search that found it
 

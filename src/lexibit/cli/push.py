@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lexibit import hub
-from lexibit.cli.card import BaseModel
+from lexibit.cli.options import BaseModel
 from lexibit.cli.show import Json, console, print_json
 
 
@@ -21,7 +21,7 @@ def push(
 ) -> None:
     """Upload a quantized folder to the Hugging Face hub, with a model card.
 
-    The folder is verified first. The card goes to its README.md; lexibit card shows it.
+    The folder is verified first. The card goes to its README.md; lexibit report --card shows it.
 
     [bold]Examples[/]
 
