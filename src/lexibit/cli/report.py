@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -103,7 +104,7 @@ def report(
     console.print(f"[bold]{out}[/]: written, {size(len(text.encode()))}", highlight=False)
 
 
-def _refuse(why: str, options: dict[str, object]) -> None:
+def _refuse(why: str, options: Mapping[str, object]) -> None:
     for name, value in options.items():
         if value is not None:
             raise LexibitError(f"--{name} {why}")

@@ -134,7 +134,10 @@ def histogram() -> dict[str, Any]:
         alt.Tooltip("low:Q", title="5 %", format=".4~g"),
         alt.Tooltip("high:Q", title="95 %", format=".4~g"),
     ]
-    bands = levels.mark_rect(color=_SECOND, opacity=0.18).encode(x=x, x2="high:Q", tooltip=told)
+    # a strip along the top: bands of neighbours overlap
+    bands = levels.mark_rect(color=_SECOND, opacity=0.35).encode(
+        x=x, x2="high:Q", y=alt.value(0), y2=alt.value(14), tooltip=told
+    )
     rules = levels.mark_rule(color=_SECOND, strokeWidth=1.5).encode(x="median:Q", tooltip=told)
     return _spec(bars + bands + rules, 300)
 

@@ -59,15 +59,16 @@ def packed(
                 one["bits"],
                 one["groups"],
                 one["stored_bits"],
-                one["relative_error"],
-                one.get("largest_error"),
+                _short(one["relative_error"]),
+                _short(one["largest_error"]),
             ]
             for one in weights
         ],
         "layers": _layers(weights) if layers is None else layers,
         "histograms": [one["histogram"] for one in weights],
         "levels": [
-            [[level["median"], level["low"], level["high"]] for level in one["levels"]] for one in weights
+            [[_short(level[name]) for name in ("median", "low", "high")] for level in one["levels"]]
+            for one in weights
         ],
     }
 
@@ -140,6 +141,11 @@ def blocks(*, without_floats: str, without_importance: str, layers_from: str) ->
             missing=without_importance,
         ),
     ]
+
+
+def _short(value: float | None) -> float | None:
+    """A number in as many digits as can be seen."""
+    return None if value is None else float(f"{value:.4g}")
 
 
 def _layers(weights: Sequence[Mapping[str, Any]]) -> list[list[Any]]:

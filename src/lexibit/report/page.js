@@ -114,6 +114,7 @@
     legend: {
       labelColor: "var(--fg)", titleColor: "var(--fg)", titleFontWeight: "normal", orient: "bottom",
       labelFontSize: 11, titleFontSize: 12, symbolStrokeColor: "var(--fg)", symbolFillColor: "var(--fg)",
+      symbolOpacity: 1, layout: { bottom: { anchor: "start", direction: "vertical", margin: 6 } },
     },
     title: { color: "var(--fg)", anchor: "start", fontSize: 13, fontWeight: "normal", offset: 8 },
     range: { category: ["var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)", "var(--c7)", "var(--c8)"] },
@@ -133,7 +134,10 @@
     if (place.clientWidth < 480) narrow(spec);
     chart.drawn?.finalize();
     try {
-      chart.drawn = await vegaEmbed(place, spec, { actions: false, renderer: "svg", config, mode: "vega-lite" });
+      chart.drawn = await vegaEmbed(place, spec, {
+        actions: false, renderer: "svg", config, mode: "vega-lite",
+        logLevel: 1, // errors: points without intervals are worth no warning
+      });
       // its own label says less than that of its place
       place.querySelector("svg")?.setAttribute("aria-hidden", "true");
     } catch (error) {
@@ -174,6 +178,7 @@
     const offer = (select, names, kept) => {
       select.replaceChildren(...names.map((name) => make("option", name)));
       select.selectedIndex = Math.max(names.indexOf(kept), 0);
+      select.names = names; // an option's own value has other blanks
       select.parentElement.hidden = names.length < 2;
     };
 
@@ -186,7 +191,7 @@
       if (name !== "weight") chosen[name] = undefined;
       select.addEventListener("change", () => {
         if (name === "weight") state.weight = select.selectedIndex;
-        else chosen[name] = select.value;
+        else chosen[name] = select.names[select.selectedIndex];
         refresh();
       });
     }
@@ -201,7 +206,7 @@
         const table = block.tables.find((one) => find(one, name) >= 0);
         const names = [...new Set(filtered(table, index).map((row) => row[find(table, name)]))];
         offer(select, names, chosen[name]);
-        chosen[name] = select.value;
+        chosen[name] = names[select.selectedIndex];
       });
       picks.setAttribute("data-picked", choosers.map(({ select }) => select.value).join(", "));
       const seen = block.tables.map((table) => filtered(table));
@@ -223,7 +228,7 @@
         build();
       });
       if (lacking) return Promise.resolve();
-      const last = choosers.length ? choosers[choosers.length - 1].select.value : "";
+      const last = Object.values(chosen).at(-1) ?? "";
       return Promise.all(block.charts.map((chart) => {
         const datasets = {};
         block.tables.forEach((table, index) => {

@@ -168,7 +168,11 @@ def render(title: str, about: str, sections: Sequence[Section], models: Sequence
 @cache
 def bundle() -> str:
     """The JavaScript of Vega, Vega-Lite and Vega-Embed, fit to stand in a page."""
-    return vl_convert.javascript_bundle().replace("</script", r"<\/script").replace("<!--", r"<\!--")
+    return (
+        vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+        .replace("</script", r"<\/script")
+        .replace("<!--", r"<\!--")
+    )
 
 
 def size(value: Any) -> int:
@@ -189,10 +193,15 @@ def within(budget: int, values: Sequence[Any]) -> list[Any]:
 
 def _embedded(value: Any) -> Markup:
     """A value as JSON that cannot end the script it stands in."""
-    text = json.dumps(finite(value), separators=(",", ":"), allow_nan=False, default=str)
+    text = json.dumps(finite(value), separators=(",", ":"), allow_nan=False, default=_plain)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's and pandas' values as Python's."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _environment() -> jinja2.Environment:

@@ -98,7 +98,7 @@ def render_study(
     known, left_out = _models(done, weights_of)
     sections = [
         _overview(about, results, points, shown),
-        Section("scores", "Scores", notes=_left(points, shown, "points"), blocks=_scores(points, shown)),
+        Section("scores", "Scores", notes=_left(points, shown, "points"), blocks=_scores(done, shown)),
         _weights(known, left_out),
         _cells(done),
         _failures(failed),
@@ -161,7 +161,7 @@ def mark_front(rows: Sequence[dict[str, Any]], higher: bool) -> None:
     for row in rows:
         row["front"] = False
     for row in sorted(known, key=lambda row: (row["megabytes"], -sign * row["score"])):
-        row["front"] = sign * row["score"] > best
+        row["front"] = bool(sign * row["score"] > best)
         best = max(best, sign * row["score"])
 
 
@@ -245,10 +245,13 @@ def _listed(values: pd.Series, most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _scores(points: list[list[Any]], shown: list[list[Any]]) -> list[Block]:
-    titles = {row[0]: "" for row in points} | {
-        AVERAGE: "mean over tasks of the per cent of the float score kept"
+def _scores(done: pd.DataFrame, shown: list[list[Any]]) -> list[Block]:
+    first = done.drop_duplicates("task")
+    titles = {
+        str(task): f"{metric}, {'more' if higher else 'less'} is better"
+        for task, metric, higher in zip(first["task"], first["metric"], first["higher"], strict=True)
     }
+    titles[AVERAGE] = "mean over tasks of the per cent of the float score that is kept"
     missing = "There is no score yet: run the study's cells, or see the failures below."
     front = (
         "The line is the Pareto front: no smaller model is as good. Bars from the points are the range over "
@@ -318,7 +321,7 @@ def _models(
 
 
 def _label(one: pd.Series) -> str:
-    parts = [one["model"], one["task"], f"{one['scheme']} {int(one['bits'])} bits"]
+    parts = [one["model"], one["task"], f"{int(one['bits'])}-bit {one['scheme']}"]
     parts += [str(one[name]) for name in ("groups", "importance") if isinstance(one[name], str)]
     parts += ["tuned"] if one["tuned"] else []
     return " · ".join([*map(str, parts), f"seed {int(one['seed'])}"])
@@ -382,7 +385,8 @@ def _left(rows: Sequence[Any], shown: Sequence[Any], what: str) -> list[str]:
 def _rows(results: pd.DataFrame, columns: Sequence[Column]) -> list[list[Any]]:
     """Lines of the results as plain values, None where there is none."""
     chosen = results[[column.name for column in columns]].astype(object)
-    return chosen.where(chosen.notna(), None).to_numpy().tolist()
+    rows: list[list[Any]] = chosen.where(chosen.notna(), None).to_numpy().tolist()
+    return rows
 
 
 def _known(value: Any) -> bool:
