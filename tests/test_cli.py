@@ -882,3 +882,44 @@ def test_plan_and_inspect_show_what_a_weight_has_beside_codes_and_levels(run, fl
     code, out, _ = run("inspect", tmp_path / "packed")
     assert code == 0
     assert ", 3 columns more" in out
+
+
+# report ----------------------------------------------------------------------------------------------
+
+
+def test_report_writes_one_page(run, float_folder, packed, tmp_path):
+    page = tmp_path / "report.html"
+    code, out, _ = run("report", packed, "-o", page, "--against", tmp_path / "float")
+    assert code == 0
+    assert "report.html: written" in out
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>")
+    assert "bert.embeddings.word_embeddings.weight" in text
+    assert not list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "give the page a place: -o FILE.html"),
+        (["-o", "x.html", "--name", "me/x"], "--name goes with --card"),
+        (["-o", "x.html", "--write"], "--write goes with --card"),
+        (["--card", "--against", "y"], "--against goes with a page: leave out --card"),
+        (["--card", "--write", "-o", "x.md"], "--write and --out are two places"),
+        (["-o", "x.html", "--search", "no.json"], "no.json: cannot be read"),
+        (["-o", "x.html", "--scores", "no.json"], "no.json: cannot be read"),
+        (["-o", "no/x.html"], "no/x.html: cannot be written"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_report_refuses_what_it_cannot_do(fails, packed, monkeypatch, tmp_path, options, said):
+    monkeypatch.chdir(tmp_path)
+    assert said in fails("report", packed, *options)
+    assert not (tmp_path / "x.html").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"search": {}}', '{"search": {"objective": "x", "stages": 3}}'])
+def test_report_refuses_a_plan_that_is_none(fails, packed, tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    said = fails("report", packed, "-o", tmp_path / "x.html", "--search", tmp_path / "plan.json")
+    assert "plan.json: holds no search" in said

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 
 import lexibit
 from lexibit import LexibitConfig, LexibitError, checkpoint, hub
+from lexibit.files import write_json
 
 CONFIG = LexibitConfig(scheme="linear", bits=3, groups="row", levels_dtype="float16")
 BASE = """---
@@ -104,6 +105,18 @@ def test_a_card_that_was_written_is_left_as_it_is(packed, run):
     assert written == run("report", folder, "--card")[1] == hub.card(folder, "other/name", "you/base")
     with pytest.raises(LexibitError, match="has another base_model already"):
         hub.card(folder, base_model="they/base")
+
+
+def test_a_card_lists_scores(packed, run, fails, tmp_path):
+    folder, scores = packed(BASE), tmp_path / "scores.json"
+    score = {"metric": "f1", "value": 88.125, "low": 86.0, "high": 90.5, "examples": 408, "higher": True}
+    write_json(scores, {"task": "mrpc", "split": "dev", "scores": {"a/b|c": [score]}})
+    line = "| b\\|c | mrpc (dev) | f1 | 88.12 (86.00 to 90.50) | 408 |"
+    assert line in run("report", folder, "--card", "--scores", scores)[1].splitlines()
+    assert run("report", folder, "--card", "-o", tmp_path / "card.md")[0] == 0
+    assert (tmp_path / "card.md").read_text() == hub.card(folder)
+    hub.write_card(folder, hub.card(folder))
+    assert "without the line" in fails("report", folder, "--card", "--scores", scores)
 
 
 def test_no_card_without_codes_or_of_a_broken_readme(packed, tmp_path):

@@ -116,6 +116,8 @@ def _write(out: Path, text: str) -> None:
 
 
 def _is_study(folder: Path) -> bool:
+    if not folder.is_dir() or (folder / "config.json").is_file() or any(folder.glob("*.safetensors")):
+        return False  # a model, which needs none of the packages of studies
     from lexibit import study
 
     return study.is_study(folder)
