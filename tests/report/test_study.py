@@ -125,6 +125,12 @@ def test_a_page_stays_small_and_says_what_it_leaves_out(study_results, described
     assert "lines are left out here" in page
 
 
+def test_steps_that_cells_share_are_counted_once(study_results):
+    page = render_study(ABOUT, study_results(), lambda key: None)
+    # for two tasks and two seeds: a fine-tuned model, six quantized, six tuned, and 13 scores
+    assert f"{4 * (100 + 6 * 10 + 6 * 30 + 13 * 5) / 3600:.2f} hours" in page
+
+
 def test_a_study_without_weights_or_results_says_so(study_results):
     page = render_study(ABOUT, study_results(), lambda key: None)
     assert "The study kept no details of weights" in page

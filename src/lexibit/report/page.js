@@ -117,7 +117,7 @@
       symbolOpacity: 1, layout: { bottom: { anchor: "start", direction: "vertical", margin: 6 } },
     },
     title: { color: "var(--fg)", anchor: "start", fontSize: 13, fontWeight: "normal", offset: 8 },
-    range: { category: ["var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)", "var(--c7)", "var(--c8)"] },
+    range: { category: Array.from({ length: 12 }, (_, place) => `var(--c${place + 1})`) },
   };
   const objects = (table, rows) =>
     rows.map((row) => Object.fromEntries(table.columns.map((column, index) => [column.name, row[index]])));
