@@ -67,7 +67,11 @@ def packed(
         "layers": _layers(weights) if layers is None else layers,
         "histograms": [one["histogram"] for one in weights],
         "levels": [
-            [[_short(level[name]) for name in ("median", "low", "high")] for level in one["levels"]]
+            # of one group there is no spread
+            [
+                [_short(level[name]) for name in ("median", "low", "high")[: 3 if one["groups"] > 1 else 1]]
+                for level in one["levels"]
+            ]
             for one in weights
         ],
     }

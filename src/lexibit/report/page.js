@@ -32,12 +32,12 @@
     weights: (model) => model.weights,
     layers: (model) => model.layers,
     bins: (model) => {
-      const found = model.histograms[state.weight];
+      const found = page.histograms[model.histograms[state.weight]];
       if (!found) return [];
       const width = (found.high - found.low) / found.counts.length;
       return found.counts.map((count, place) => [found.low + place * width, found.low + (place + 1) * width, count]);
     },
-    levels: (model) => model.levels[state.weight].map((level, place) => [place, ...level]),
+    levels: (model) => model.levels[state.weight].map(([median, low, high], place) => [place, median, low ?? median, high ?? median]),
   };
   const rowsOf = (table) => table.rows ?? (page.models.length ? made[table.id](page.models[state.model]) : []);
 
@@ -241,7 +241,7 @@
     // what a histogram leaves out
     function told() {
       if (!("weight" in block.picks)) return "";
-      const found = page.models[state.model]?.histograms[state.weight];
+      const found = page.histograms[page.models[state.model]?.histograms[state.weight]];
       const parts = [
         [found?.below, "below"], [found?.above, "above"], [found?.not_finite, "not finite"],
       ].filter(([count]) => count).map(([count, where]) => `${show(count, "whole")} ${where}`);

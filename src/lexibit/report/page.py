@@ -132,8 +132,13 @@ def render(title: str, about: str, sections: Sequence[Section], models: Sequence
         models: what is known of models' weights (:func:`lexibit.report.models.packed`).
     """
     blocks = [block for section in sections for block in section.blocks]
+    # cells of one float model have the same: each stands in the page once
+    histograms: dict[str, int] = {}
     data = {
-        "models": models,
+        "models": [
+            {**model, "histograms": [_place(one, histograms) for one in model["histograms"]]}
+            for model in models
+        ],
         "blocks": [
             {
                 "charts": [asdict(chart) for chart in block.charts],
@@ -146,6 +151,7 @@ def render(title: str, about: str, sections: Sequence[Section], models: Sequence
             for block in blocks
         ],
     }
+    data["histograms"] = [json.loads(text) for text in histograms]
     library, script = bundle(), _text("page.js")
     return (
         _environment()
@@ -163,6 +169,10 @@ def render(title: str, about: str, sections: Sequence[Section], models: Sequence
             version=__version__,
         )
     )
+
+
+def _place(histogram: Any, seen: dict[str, int]) -> int | None:
+    return None if histogram is None else seen.setdefault(json.dumps(histogram), len(seen))
 
 
 @cache

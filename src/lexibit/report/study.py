@@ -86,7 +86,8 @@ def render_study(
     """The report on a study as HTML.
 
     Args:
-        about: its ``name``, ``about`` in a sentence, and ``published``, what was published before, or None.
+        about: its ``name``, ``about`` in a sentence, and ``published``, a paper's model (or one for
+            each of the study's), or None.
         results: a line a cell and metric, as ``lexibit.study.results`` gives them.
         weights_of: what :func:`lexibit.report.weights.describe` said of a model, by its key.
     """
@@ -233,7 +234,9 @@ def _overview(
         "time": f"{_seconds(cells) / 3600:.2f} hours",
         "latest result": str(cells["at"].dropna().max()) if cells["at"].notna().any() else "unknown",
     }
-    notes = [f"Published before: {about['published']}"] if about.get("published") else []
+    beside = about.get("published")
+    names = _listed(pd.Series(list(beside.values()) if isinstance(beside, Mapping) else [beside]))
+    notes = [f"What papers print for {names} stands beside in 'lexibit study table'."] if beside else []
     return Section("study", "The study", notes=notes, facts=facts)
 
 
@@ -311,6 +314,7 @@ def _models(
     """The models whose weights are known, first seeds first, and the labels of those without room."""
     cells = done[done["model_key"].notna()].drop_duplicates("model_key")
     room, kept, left_out = _ROOM_MODELS, [], []
+    seen: set[str] = set()  # histograms, which stand in the page once
     for _, one in cells.sort_values("seed", kind="stable").iterrows():
         label = _label(one)
         if room < 0:
@@ -320,7 +324,9 @@ def _models(
         if not weights:
             continue
         model = models.packed(label, weights)
-        room -= size(model)
+        texts = [str(one) for one in model["histograms"]]
+        room -= size({**model, "histograms": [text for text in texts if text not in seen]})
+        seen.update(texts)
         if room < 0:
             left_out.append(label)
         else:

@@ -96,10 +96,12 @@ class Processes:
 
     def __exit__(self, *_: object) -> None:
         """Stop the processes, whatever they are at."""
-        for executor in [*self._idle, *(executor for executor, _ in self._busy.values())]:
+        busy = [executor for executor, _ in self._busy.values()]
+        for executor in busy:
             # it has no public way to stop what runs
             for process in list((getattr(executor, "_processes", None) or {}).values()):
                 process.kill()
+        for executor in [*self._idle, *busy]:
             executor.shutdown(cancel_futures=True)
 
     def room(self, step: Step) -> bool:
