@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -13,19 +14,28 @@ import pytest
 import lexibit
 from lexibit import LexibitError
 from lexibit.study import Study, results, run
+from lexibit.study.pools import Processes
+from lexibit.study.steps import Step
 
 SOURCE = Path(lexibit.__file__).parents[1]
 
 CLUSTER = """
 import json, sys, threading, time
+from dataclasses import replace
 from pathlib import Path
 from ray.cluster_utils import Cluster
+from lexibit import LexibitError
 from lexibit.study import read, run
 
 file, out = map(Path, sys.argv[1:])
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 nodes = [cluster.add_node(num_cpus=1, memory=10**9, object_store_memory=80 * 10**6) for _ in range(2)]
 cluster.wait_for_nodes()
+try:
+    run(replace(read(file), gpus=2), out.with_name("gpus"), ray=cluster.address)
+    said = ""
+except LexibitError as error:
+    said = str(error)
 
 def done():
     return len(list(out.glob("steps/*/step.json")))
@@ -42,7 +52,8 @@ watch.start()
 told = []
 found = run(read(file), out, ray=cluster.address, tell=lambda cell, rows: told.append(cell.key))
 watch.join()
-print(json.dumps({"lost at": lost[0], "cells": found.cells, "failed": found.failed, "told": told}))
+done = {"lost at": lost[0], "cells": found.cells, "failed": found.failed, "told": told, "said": said}
+print(json.dumps(done))
 cluster.shutdown()
 """
 
@@ -59,6 +70,7 @@ def test_a_cluster_that_loses_a_machine_does_every_cell_once(settings, write, tm
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
+    assert "no machine has 2 GPUs: ask for fewer" in told["said"]
     # it was in the middle
     assert 3 <= told["lost at"] < 22
     assert (told["cells"], told["failed"]) == (9, 0)
@@ -70,6 +82,28 @@ def test_a_cluster_that_loses_a_machine_does_every_cell_once(settings, write, tm
     run(Study(**settings, name="tiny"), tmp_path / "alone")
     same = ["cell", "score", "low", "high", "bytes", "model_key"]
     assert found[same].equals(results(tmp_path / "alone")[same])
+
+
+@pytest.mark.parametrize(
+    ("count", "memory", "sizes", "together"),
+    [
+        (3, 10, [4, 4, 4], 2),
+        (2, 100, [1, 1, 1], 2),
+        # too large for the memory: alone
+        (3, 10, [50, 1], 1),
+        (3, 10, [1, 50], 1),
+    ],
+)
+def test_processes_keep_to_their_number_and_memory(count, memory, sizes, together):
+    steps = [Step(str(place), "evaluate", memory=size) for place, size in enumerate(sizes)]
+    with Processes(count, memory) as pool:
+        begun = []
+        while pool.room(steps[len(begun)]):
+            begun.append(pool.submit(repr, steps[len(begun)]))
+        assert len(begun) == together
+        wait(begun)
+        assert [pool.outcome(future) for future in begun] == [repr(step) for step in steps[:together]]
+        assert pool.room(Step("another", "evaluate", memory=10**9))
 
 
 def test_no_cluster_is_one_clear_error(settings, tmp_path):
