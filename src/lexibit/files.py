@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from safetensors import SafetensorError
@@ -26,14 +27,15 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         LexibitError: it cannot be written.
     """
-    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
+    staged = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.part")
     try:
         yield staged
         staged.chmod(0o666 & ~umask())
         sync(staged)
         os.replace(staged, path)
     except (OSError, SafetensorError) as error:
-        raise LexibitError(f"{path}: cannot be written ({error})") from error
+        reason = getattr(error, "strerror", None) or error  # without the name of what is staged
+        raise LexibitError(f"{path}: cannot be written ({reason})") from error
     finally:
         staged.unlink(missing_ok=True)
 

@@ -63,14 +63,16 @@ def reset_peak() -> None:
 
 
 def peak() -> int:
-    """The most bytes that this process had in memory."""
+    """The most bytes that this process had in memory; 0 where the system does not say."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    import resource  # Windows has none
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024

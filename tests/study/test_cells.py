@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from lexibit import LexibitError
 from lexibit.study import Study, cells, digests
@@ -80,6 +82,40 @@ def test_keys_mind_the_content_of_what_goes_in_and_nothing_else(settings, tiny, 
     assert not set(keys(other).values()) & set(before.values())
 
 
+@pytest.mark.parametrize("place", ["axis", "rule", "plan"])
+def test_keys_mind_files_of_importances_wherever_they_are_named(settings, tiny, tmp_path, place):
+    weights = load_file(tiny / "model.safetensors")
+    name = "encoder.layer.0.attention.self.query.weight"
+    file, plan = tmp_path / "i.safetensors", tmp_path / "plan.json"
+    plan.write_text(json.dumps({"bits": 3, "importance": str(file)}))
+    scheme = {
+        "axis": {"importance": str(file)},
+        "rule": {"rule": [f"*.query importance={file}"]},
+        "plan": {"plan": str(plan)},
+    }
+    study = Study(**settings | {"schemes": {"one": scheme[place]}, "bits": [3], "tune": None})
+    found = []
+    for factor in (1.0, 2.0):
+        save_file({name: weights[name].abs() * factor}, file)
+        digests.of_path.cache_clear()
+        found.append(keys(study))
+    (float_before, one_before), (float_after, one_after) = (list(each.values()) for each in found)
+    assert float_before == float_after
+    assert one_before != one_after
+
+
+def test_a_plan_can_be_a_scheme(settings, tmp_path):
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"bits": 5, "rules": {"*.query": {"bits": 2}}}))
+    found = cells(Study(**settings | {"schemes": {"mixed": {"config": str(plan)}}}))
+    assert [(cell.labels["scheme"], cell.labels["bits"]) for cell in found] == [
+        ("float", 32),
+        ("mixed", 5),
+        ("mixed", 5),
+    ]
+    assert "--seed" not in found[1].steps()[1].options
+
+
 def test_a_setting_of_tuning_leaves_the_cells_before_it_as_they_are(settings):
     before, after = keys(Study(**settings)), keys(Study(**settings | {"tune": {"max_steps": 4}}))
     same = {labels for labels in before if before[labels] == after[labels]}
@@ -89,7 +125,10 @@ def test_a_setting_of_tuning_leaves_the_cells_before_it_as_they_are(settings):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"finetune": {"epocs": 3}}, "finetune of tiny on classification: unknown option .*'epochs'"),
+        (
+            {"finetune": {"epocs": 3}},
+            "finetune of tiny on classification: unknown option .*'epocs': did you mean 'epochs'",
+        ),
         ({"finetune": {"epochs": "many"}}, "finetune of tiny on classification: .*--epochs"),
         ({"finetune": {"epochs": -1}}, "finetune of tiny .*: epochs must be more than 0"),
         ({"finetune": {"task": "mrpc"}}, "task: the study sets it"),
@@ -103,6 +142,13 @@ def test_a_setting_of_tuning_leaves_the_cells_before_it_as_they_are(settings):
         ({"tasks": ["mrcp"]}, "unknown task 'mrcp'"),
         ({"models": {"tiny": "./not-there"}}, "not-there"),
         ({"data": "./not-there"}, "not-there"),
+        ({"models": {"made": {"create": "awd-lstn"}}}, "unknown model to create .*'awd-lstm'"),
+        ({"published": "bert-bas"}, "unknown model of published numbers 'bert-bas'"),
+        (
+            {"schemes": {"one": {"calibrate": "nofile.txt"}}},
+            "schemes.one: calibrate: nofile.txt: no such file",
+        ),
+        ({"importance": ["nofile.safetensors"]}, "nofile.safetensors: no such file"),
         ({"models": {"made": {"create": "awd-lstm"}}, "finetune": None}, "models.made: is made from nothing"),
     ],
 )

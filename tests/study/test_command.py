@@ -28,13 +28,15 @@ def test_a_plan_shows_the_cells_and_does_nothing(run_json, run, small, tmp_path)
     assert not any(cell["done"] for cell in told["cells"])
     assert told["steps"] == {"finetune": 1, "evaluate": 3, "quantize": 2}
     assert not (tmp_path / "out").exists()
-    assert "3 cells, 3 to do" in run("study", "plan", small, "--out", tmp_path / "out")[1]
+    shown = run("study", "plan", small, "--out", tmp_path / "out")[1]
+    assert "3 cells, 3 to do; steps to do: 1 x finetune" in " ".join(shown.split())
 
 
 def test_a_run_its_plan_and_its_table(run, run_json, small, tmp_path):
     out = tmp_path / "out"
     code, said, err = run("study", "run", small, "--out", out, "--memory", "4GB", "--processes", "1")
     assert code == 0, err
+    assert "3/3: " in said
     assert "tiny, classification, linear, 3 bits, seed 0: accuracy x 100" in said
     assert "3 cells, 0 done before, 0 failed" in " ".join(said.split())
     assert len(results(out)) == 6

@@ -44,6 +44,16 @@ def test_fields_can_be_changed_when_it_is_read(settings, write):
         ({"bits": 3}, "bits must be a list"),
         ({"bits": []}, "bits must be a list"),
         ({"seeds": "0"}, "seeds must be a list"),
+        ({"bits": ["4"]}, r"bits must be like \[2, 3, 4\], not '4'"),
+        ({"bits": [True]}, "bits must be like"),
+        ({"seeds": ["0"]}, "seeds must be like"),
+        ({"groups": [4]}, "groups must be like"),
+        ({"importance": [{"E": 1}]}, "importance must be like"),
+        ({"schemes": {"one": {"bits": "4"}}}, "schemes.one.bits must be like"),
+        ({"models": {"one": None}}, "models.one must be a folder or a hub name"),
+        ({"models": {"one": {"source": "x", "option": ["a=1"]}}}, "models.one: option goes with create"),
+        ({"tasks": 5}, "tasks must be names"),
+        ({"published": ["x"]}, "published must be a model's name"),
         ({"cpus": -1}, "cpus must be a number"),
         ({"finetune": 3}, "finetune must be settings by name"),
         ({"published": {"other": "bert-base"}}, "unknown setting in published 'other'"),
@@ -86,6 +96,12 @@ def test_python_that_makes_no_study(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(LexibitError, match=message):
         read(file)
+
+
+def test_what_is_left_out_may_be_said(settings):
+    study = Study(**settings | {"finetune": False, "schemes": {"recommended": None}})
+    assert study.how("finetune", "tiny", "classification") is None
+    assert study.by_scheme() == {"recommended": {}}
 
 
 def test_settings_of_a_model_and_a_task_add_to_the_studys(settings):

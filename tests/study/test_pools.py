@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import wait
 from pathlib import Path
 
@@ -50,7 +53,7 @@ lost = []
 watch = threading.Thread(target=lose_a_node)
 watch.start()
 told = []
-found = run(read(file), out, ray=cluster.address, tell=lambda cell, rows: told.append(cell.key))
+found = run(read(file), out, ray=cluster.address, tell=lambda cell, *_: told.append(cell.key))
 watch.join()
 done = {"lost at": lost[0], "cells": found.cells, "failed": found.failed, "told": told, "said": said}
 print(json.dumps(done))
@@ -70,7 +73,7 @@ def test_a_cluster_that_loses_a_machine_does_every_cell_once(settings, write, tm
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
-    assert "no machine has 2 GPUs: ask for fewer" in told["said"]
+    assert "no machine has 1 CPUs and 2 GPUs: ask for fewer" in told["said"]
     # it was in the middle
     assert 3 <= told["lost at"] < 22
     assert (told["cells"], told["failed"]) == (9, 0)
@@ -104,6 +107,20 @@ def test_processes_keep_to_their_number_and_memory(count, memory, sizes, togethe
         wait(begun)
         assert [pool.outcome(future) for future in begun] == [repr(step) for step in steps[:together]]
         assert pool.room(Step("another", "evaluate", memory=10**9))
+
+
+def test_a_process_that_ends_while_it_is_idle_is_replaced():
+    step = Step("a", "evaluate")
+    with Processes(1, 10) as pool:
+        future = pool.submit(repr, step)
+        assert pool.outcome(future) == repr(step) if wait([future]) else False
+        (process,) = multiprocessing.active_children()
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        time.sleep(0.5)  # until its executor has seen it
+        future = pool.submit(repr, step)
+        wait([future])
+        assert pool.outcome(future) == repr(step)
 
 
 def test_no_cluster_is_one_clear_error(settings, tmp_path):

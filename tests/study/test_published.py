@@ -36,7 +36,7 @@ def test_the_same_experiment_is_found():
     assert value(beside("bert-base-uncased", "x", kmeans, None, 2, True), "rte") == 66.1
     assert value(beside("albert-base-v2", "float", {}, None, 32, False), "mnli") == 84.9
     assert value(beside("bert-base-uncased", "x", {"scheme": "linear"}, "blocks:128", 1, True), "rte") == 53.1
-    more = {"scheme": "kmeans", "option": {"iterations": 10}}
+    more = {"scheme": "kmeans", "option": ["init=k-means++", "iterations=10"]}
     assert value(beside("albert-base-v2", "x", more, None, 1, True), "qnli") == 60.63
     assert value(beside("albert-base-v2", "x", kmeans, None, 1, True), "qnli") == 50.6
 
@@ -48,7 +48,11 @@ def test_the_same_experiment_is_found():
         ({"scheme": "kmeans"}, "row", 2, True),
         ({"scheme": "kmeans"}, None, 6, True),
         ({"scheme": "lq"}, None, 2, True),
-        ({"scheme": "kmeans", "option": {"iterations": 7}}, None, 2, True),
+        ({"scheme": "kmeans"}, None, 2, True),
+        ({"scheme": "kmeans", "option": ["init=k-means++", "iterations=7"]}, None, 2, True),
+        ({"scheme": "kmeans", "option": {"init": "k-means++"}, "calibrate": "texts.txt"}, None, 2, True),
+        ({"scheme": "kmeans", "option": {"init": "k-means++"}, "outliers": 0.01}, None, 2, True),
+        ({"scheme": "kmeans", "option": {"init": "k-means++", "iterations": 7}}, None, 2, True),
     ],
 )
 def test_another_experiment_is_not(settings, groups, bits, tuned):

@@ -254,6 +254,42 @@ def test_a_killed_study_goes_on_and_does_nothing_twice(settings, write, tmp_path
     pd.testing.assert_frame_equal(results(folder)[same], results(uninterrupted)[same])
 
 
+@pytest.mark.parametrize("when", ["noted", "described"])
+def test_a_result_that_a_kill_left_unnoted_is_kept(made, when):
+    study, folder = made
+    expected = results(folder)
+    quantize = next(cell.evaluate.model for cell in cells(study) if cell.labels["scheme"] == "k-means")
+    model = quantize.out(folder / "steps") / "model.safetensors"
+    evaluate = next(cell.evaluate for cell in cells(study) if cell.evaluate.model == quantize)
+    at = model.stat().st_mtime_ns
+    names = ["step.json", "weights.json"] if when == "noted" else ["weights.json"]
+    for name in names:
+        (folder / "steps" / quantize.name / name).unlink()
+    evaluate.out(folder / "steps").unlink()
+    for cell in cells(study):
+        if cell.evaluate == evaluate:
+            (folder / "results" / f"{cell.key}.parquet").unlink()
+    assert run(study, folder).failed == 0
+    assert model.stat().st_mtime_ns == at
+    assert weights(folder, quantize.name)
+    assert results(folder)["score"].equals(expected["score"])
+
+
+def test_training_that_was_interrupted_begins_anew_where_the_same_data_is_elsewhere(
+    settings, texts, tmp_path
+):
+    folder = tmp_path / "out"
+    study = Study(**settings | {"schemes": {"linear": {"scheme": "linear"}}, "bits": [3], "tune": None})
+    (finetune,) = {step for cell in cells(study) for step in cell.steps() if step.command == "finetune"}
+    left = folder / "steps" / finetune.name / "model.training"
+    (left / "checkpoint-1").mkdir(parents=True)
+    (left / "run.json").write_text(json.dumps({"model": finetune.model, "data": "/elsewhere"}))
+    (left / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    (folder / "study.json").write_text("{}")
+    assert run(study, folder).failed == 0
+    assert not left.exists()
+
+
 def test_two_processes_share_a_study_and_do_each_step_once(settings, write, tmp_path):
     file, folder = write(settings), tmp_path / "out"
     both = [start(tmp_path, file, folder) for _ in range(2)]

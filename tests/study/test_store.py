@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -70,13 +71,24 @@ def test_rows_of_another_make_are_none(store):
     assert store.read_rows("not there") is None
 
 
+def test_many_may_begin_at_once_and_after_a_kill(tmp_path):
+    folder = tmp_path / "s"
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda _: Store(folder).begin({"cells": []}), range(64)))
+    assert is_study(folder)
+    # killed before the first file was whole
+    (folder / "study.json").rename(folder / ".study.json.7.part")
+    Store(folder).begin({"cells": []})
+    assert is_study(folder)
+
+
 def test_what_is_said_of_a_study(store, tmp_path):
     assert is_study(store.folder)
     assert about(store.folder)["name"] == "s"
     assert not is_study(tmp_path)
     with pytest.raises(LexibitError, match="is no study's folder: 'lexibit study run FILE' makes one"):
         about(tmp_path)
-    for text in ("[", "3"):
+    for text in ("[", "3", '{"cells": null}'):
         (store.folder / "study.json").write_text(text)
         with pytest.raises(LexibitError, match="run the study again"):
             about(store.folder)

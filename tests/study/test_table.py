@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 
 import pandas as pd
 import pytest
@@ -83,8 +84,9 @@ def test_of_several_seeds_it_has_the_mean_and_the_range(study):
     made = table(study(rows))
     assert made.seeds == 2
     assert made.lines[0]["mrpc"] == (82.0, 80.0, 84.0)
-    # a score that is none counts as nothing
-    assert made.lines[1]["mrpc"] == (30.0, 60.0, 60.0)
+    # a score that is none is the worst there is
+    assert made.lines[1]["mrpc"] == (30.0, 0.0, 60.0)
+    assert made.lines[1]["kept"] == pytest.approx(30 / 82)
     assert "Means over 2 seeds" in written(made, "markdown")
 
 
@@ -94,6 +96,31 @@ def test_perplexities_keep_the_other_way_round(study):
         row("b", "wikitext-2", "k-means", 3, 25.0, higher=False),
     ]
     assert table(study(rows)).lines[1]["kept"] == 0.8
+
+
+def test_a_perplexity_that_is_none_keeps_nothing(study):
+    rows = [
+        row(f"{scheme}{seed}", "wikitext-2", scheme, bits, score, seed=seed, higher=False)
+        for scheme, bits, scores in (("float", 32, (20.0, 20.0)), ("k-means", 3, (40.0, NAN)))
+        for seed, score in enumerate(scores)
+    ]
+    made = table(study(rows))
+    assert made.lines[1]["wikitext-2"] == (math.inf, 40.0, math.inf)
+    assert made.lines[1]["kept"] == 0
+    assert "| inf (40.0 to inf) | 0.0 % |" in written(made, "markdown")
+
+
+def test_a_line_that_lacks_a_seed_says_so_and_is_held_against_the_same_seeds(study):
+    rows = [
+        row("a", "mrpc", "float", 32, 80.0, seed=0, low=0.0, high=100.0),
+        row("b", "mrpc", "float", 32, 60.0, seed=1, low=0.0, high=100.0),
+        row("c", "mrpc", "k-means", 3, 40.0, seed=0, low=0.0, high=100.0),
+    ]
+    made = table(study(rows))
+    assert made.lines[1]["mrpc"] == (40.0, 40.0, 40.0)
+    assert made.lines[1]["kept"] == 0.5
+    assert made.few == ["m, mrpc, k-means, 3 bits: 1 of 2 seeds"]
+    assert "Only m, mrpc, k-means, 3 bits: 1 of 2 seeds" in written(made, "markdown")
 
 
 def test_kinds_of_metrics_that_differ_have_no_share(study):
@@ -139,6 +166,30 @@ def test_published_cells_stand_beside_those_of_the_same_experiment(study):
     assert papers["kept"] == pytest.approx(78.0 / ((86.3 + 72.2) / 2))
     # before tuning the paper says nothing
     assert [line["source"] for line in table(study(TWO_TASKS), model="bert-base-uncased").lines][2:] == [None]
+    text = written(table(study(TWO_TASKS[3:]), model="albert-base-v2"), "markdown")
+    assert "Nothing that papers print for albert-base-v2 is of the same experiment" in text
+
+
+def test_what_a_paper_says_of_all_tasks_is_what_is_kept(study):
+    rows = [one | {"scheme": "OCS" if one["bits"] == 3 else "float"} for one in TWO_TASKS]
+    made = table(
+        study(rows, schemes={"OCS": {"scheme": "ocs", "option": {"ratio": 0.05}}}), model="bert-base"
+    )
+    assert [line["source"] for line in made.lines] == [
+        None,
+        None,
+        "Hu, Meinel, Yang 2022, abstract: bert-base",
+    ]
+    assert made.lines[2]["kept"] == 0.98
+    assert made.lines[2]["mrpc"] is None
+
+
+def test_another_metric_than_the_papers_has_nothing_beside_it(study):
+    made = table(study(TWO_TASKS), model="bert-base-uncased", metric="F1 x 100")
+    assert made.lines[1]["mrpc"][0] == 90.4
+    rows = [one | {"metric": one["metric"].replace("F1", "macro F1")} for one in TWO_TASKS]
+    made = table(study(rows), model="bert-base-uncased", metric="macro F1 x 100")
+    assert [line["source"] for line in made.lines] == [None, None]
 
 
 def test_a_study_may_choose_what_stands_beside_each_model(study):
@@ -173,6 +224,32 @@ def test_latex_escapes_what_it_would_take_for_itself(study):
     assert r"OCS 5 \%\_\&" in text
     assert text.count(r"\\") == 3
     assert r"\begin{tabular}{llrrrrrrr}" in text
+
+
+def test_names_cannot_break_out_of_a_table(study):
+    evil = "a\\|<b>\nc"
+    rows = [one | {"scheme": evil if one["bits"] == 3 else "float", "model": evil} for one in TWO_TASKS]
+    failed = row("e", "rte", evil, 2, NAN) | {"metric": None, "model": evil, "error": "x\n\\input{y}"}
+    made = table(study([*rows, failed]))
+    markdown = written(made, "markdown")
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert all(len(re.split(r"(?<!\\)\|", line.replace(r"\\", ""))) == 11 for line in lines)
+    assert "<b>" not in markdown.replace(r"\<b>", "")
+    # a comment is a line
+    assert all(line[:1] in "%\\af" or "scheme" in line for line in written(made, "latex").splitlines())
+
+
+def test_an_error_of_several_cells_is_told_once(study):
+    cells = [row(f"e{bits}", "rte", "k-means", bits, NAN) | {"metric": None, "error": "x"} for bits in (2, 3)]
+    made = table(study([*TWO_TASKS[:3], *cells]))
+    assert made.failed == ["m, rte, k-means, 2 bits, seed 0; m, rte, k-means, 3 bits, seed 0: x"]
+
+
+def test_a_study_of_which_all_failed_says_why(study):
+    failed = row("e", "rte", "k-means", 2, NAN) | {"metric": None, "error": "no space"}
+    made = table(study([failed]))
+    assert written(made, "markdown").strip() == "Failed: m, rte, k-means, 2 bits, seed 0: no space"
+    assert written(made, "csv").startswith("model,scheme,")
 
 
 def test_wrong_usage_is_one_message(study, tmp_path):

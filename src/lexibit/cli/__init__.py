@@ -98,8 +98,8 @@ def main() -> None:
         if isinstance(stop, SystemExit) and stop.code != _INTERRUPTED:
             raise
         errors.print(
-            "interrupted: nothing was left half-written; quantizing, training, search and calibration go on "
-            "when the same command is given again"
+            "interrupted: nothing was left half-written; quantizing, training, search, calibration and "
+            "studies go on when the same command is given again"
         )
         sys.stdout.flush()
         # a thread may be in the middle of a large weight: do not wait for it

@@ -32,12 +32,13 @@ def options(command: str, settings: Mapping[str, Any], refused: Mapping[str, str
         if flag.startswith("--")
     }
     words = []
-    for name, value in settings.items():
-        name = name.replace("_", "-")
+    for given, value in settings.items():
+        name = given.replace("_", "-")
         if name in (refused or {}):
-            raise LexibitError(f"{name}: {(refused or {})[name]}")
+            raise LexibitError(f"{given}: {(refused or {})[name]}")
         if name not in flags:
-            raise unknown(f"option of lexibit {command}", name, set(flags) - set(refused or ()) - {"help"})
+            known = set(flags) - set(refused or ()) - {"help"}
+            raise unknown(f"option of lexibit {command}", given, (flag.replace("-", "_") for flag in known))
         parameter = flags[name]
         if value is None:
             continue

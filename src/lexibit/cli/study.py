@@ -97,12 +97,12 @@ def run(
     if ray is not None and (processes is not None or memory is not None):
         raise LexibitError("--processes and --memory are of this machine, and --ray leaves work to others")
     asked, folder = _asked(file, out, data, model)
-    told = Counter[str]()
+    if not json:
+        console.print(f"what steps print stands in {escape(str(folder))}/steps/*/log.txt", style="dim")
 
-    def tell(cell: study.Cell, rows: list[dict[str, Any]]) -> None:
-        told["cells"] += 1
+    def tell(cell: study.Cell, rows: list[dict[str, Any]], done: int, of: int) -> None:
         if not json:
-            console.print(f"{told['cells']}: {_told(rows[0])}", highlight=False)
+            console.print(f"{done}/{of}: {_told(rows[0])}", highlight=False)
 
     done = study.run(
         asked,
@@ -120,6 +120,7 @@ def run(
             f"{done.failed} failed; {done.seconds:.1f} s",
             highlight=False,
         )
+        console.print(f"lexibit study table {folder}; lexibit report {folder} -o report.html", style="dim")
     if done.failed:
         raise LexibitError(
             f"{done.failed} of {done.cells} cells failed: 'lexibit study table {folder}' lists their errors; "
@@ -143,7 +144,12 @@ def plan(file: File, out: Out = None, data: Data = None, model: ModelAt = None, 
     found = study.cells(asked)
     store = study.Store(folder)
     rows = [dict(cell.labels) | {"done": study.finished(store, cell)} for cell in found]
-    steps = Counter(step.command for step in {step for cell in found for step in cell.steps()})
+    left = [cell for cell, row in zip(found, rows, strict=True) if not row["done"]]
+    steps = Counter(
+        step.command
+        for step in dict.fromkeys(step for cell in left for step in cell.steps())
+        if not store.is_done(step)
+    )
     if json:
         print_json({"out": str(folder), "steps": steps, "cells": rows})
         return
@@ -153,8 +159,8 @@ def plan(file: File, out: Out = None, data: Data = None, model: ModelAt = None, 
         shown.add_row(*(_cell(value) for value in row.values()))
     console.print(shown)
     made = ", ".join(f"{count} x {command}" for command, count in steps.items())
-    left = sum(not row["done"] for row in rows)
-    console.print(f"{len(rows)} cells, {left} to do; steps in all: {made}", highlight=False)
+    todo = f"; steps to do: {made}" if made else ""
+    console.print(f"{len(rows)} cells, {len(left)} to do{todo}", highlight=False)
 
 
 @app.command("table")

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lexibit.report import charts, models
 from lexibit.report.page import Block, Chart, Column, Section, Table, render, size, within
+from lexibit.study.table import with_worst
 
 FLOAT_BITS = 32
 AVERAGE = "average"
@@ -123,13 +125,14 @@ def summary(done: pd.DataFrame) -> list[list[Any]]:
         return []
     first = done.groupby("task", sort=False)["metric"].transform("first")
     lines = done[done["metric"] == first].copy()
+    lines["score"] = with_worst(lines)
     lines["series"] = _series(lines)
     floats = lines[lines["bits"] >= FLOAT_BITS].drop_duplicates(["model", "task", "seed"])
     reference = floats.set_index(["model", "task", "seed"])["score"]
     keys = pd.MultiIndex.from_frame(lines[["model", "task", "seed"]])
     lines["float"] = reference.reindex(keys).to_numpy(dtype=float)
     ratio = (lines["score"] / lines["float"]).where(lines["higher"], lines["float"] / lines["score"])
-    lines["kept"] = 100 * ratio
+    lines["kept"] = 100 * ratio.where(np.isfinite(ratio))
     groups = [
         _point(task, group)
         for (task, *_), group in lines.groupby(["task", *_GROUP], sort=False, dropna=False)

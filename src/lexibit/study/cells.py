@@ -9,13 +9,26 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lexibit import checkpoint, tasks
-from lexibit.errors import LexibitError
-from lexibit.study import digests
+from lexibit import checkpoint, models, tasks
+from lexibit.config import LexibitConfig
+from lexibit.errors import LexibitError, unknown
+from lexibit.study import digests, published
 from lexibit.study.definition import AXES, FLOAT, Settings, Study, model_settings
-from lexibit.study.steps import EVALUATE, FINETUNE, QUANTIZE, TUNE, Step, check, step
+from lexibit.study.steps import (
+    EVALUATE,
+    FINETUNE,
+    QUANTIZE,
+    TUNE,
+    Step,
+    check,
+    check_training,
+    configuration,
+    importance_files,
+    step,
+)
 
 _SET = "the study sets it"
+_PLANS = {"config", "plan"}  # options that say all of a quantization
 _REFUSED = {
     FINETUNE: dict.fromkeys(("task", "data", "out", "seed", "model", "option", "json"), _SET),
     QUANTIZE: dict.fromkeys(("bits", "groups", "importance", "seed", "json", "ray"), _SET),
@@ -57,11 +70,14 @@ def cells(study: Study) -> list[Cell]:
         LexibitError: a model, a task's data or a file is not there, or a command would not take an option;
             names the place in the study.
     """
+    for name in study.published.values() if isinstance(study.published, Mapping) else [study.published]:
+        if name is not None and name not in published.models():
+            raise unknown("model of published numbers", name, published.models())
     return [
         cell
         for model in study.models
         for task in study.by_task()
-        for seed in study.seeds
+        for seed in dict.fromkeys(study.seeds)
         for cell in _Cells(study, model, task, seed).all()
     ]
 
@@ -78,17 +94,23 @@ class _Cells:
         said = model_settings(study.models[model])
         self.source = str(said["source"]) if "source" in said else None
         self.created = said
+        if self.source is None and said["create"] not in models.names():
+            raise unknown(f"model to create in models.{model}", said["create"], models.names())
         # of a model made from nothing, nobody knows before it is made
         self.memory = 0 if self.source is None else _nbytes(checkpoint.find(self.source))
 
     def all(self) -> Iterator[Cell]:
         floats = self._floats()
         yield self._cell(floats, FLOAT, 32, None, None, tuned=False)
-        for scheme, settings in self.study.schemes.items():
+        for scheme, settings in self.study.by_scheme().items():
             own = {name: value for name, value in settings.items() if name not in AXES}
-            for values in product(*(self.study.axis(name, settings) for name in AXES)):
+            planned = _PLANS & own.keys()
+            # a plan says all of it
+            several = product(*([None] if planned else self.study.axis(name, settings) for name in AXES))
+            for values in dict.fromkeys(several):
                 axes = dict(zip(AXES, values, strict=True))
-                quantized = self._quantized(floats, scheme, own, axes)
+                quantized, config = self._quantized(floats, scheme, own, axes | {"seed": self.seed})
+                axes["bits"] = config.bits
                 yield self._cell(quantized, scheme, **axes, tuned=False)
                 if (how := self.study.how(TUNE, self.model, self.task)) is not None:
                     yield self._cell(self._trained(TUNE, quantized, how), scheme, **axes, tuned=True)
@@ -105,12 +127,16 @@ class _Cells:
         with_task = {"task": self.task, "data": self.data, "seed": self.seed}
         if command == FINETUNE and model is None:
             with_task |= {"model": self.created["create"], "option": self.created.get("option")}
-        options = self._options(command, how, with_task)
+        with _at(f"{command} of {self.place}"):
+            options = self._options(command, how, with_task)
+            check_training(command, options)
         tasks.trainable(self.task)
         examples = digests.of_examples(self.task, self.data, "train", "dev")
         return self._step(command, model, options, examples)
 
-    def _quantized(self, floats: Step | str, scheme: str, own: Settings, axes: Settings) -> Step:
+    def _quantized(
+        self, floats: Step | str, scheme: str, own: Settings, axes: Settings
+    ) -> tuple[Step, LexibitConfig]:
         place = f"schemes.{scheme}"
         calibrated_on = str(own.get("calibrate", ""))
         content = []
@@ -118,8 +144,13 @@ class _Cells:
             own = {"data": self.data} | dict(own)
             data = None if own["data"] is None else str(own["data"])
             content = [digests.of_examples(calibrated_on.removeprefix("task:"), data, "train")]
-        options = self._options(QUANTIZE, own, {**axes, "seed": self.seed}, place)
-        return self._step(QUANTIZE, floats, options, *content)
+        if _PLANS & own.keys():
+            axes = {}
+        with _at(place):
+            options = self._options(QUANTIZE, own, axes)
+            config = configuration(options)
+            content += [digests.of_path(file) for file in importance_files(config)]
+            return self._step(QUANTIZE, floats, options, *content), config
 
     def _cell(
         self,
@@ -132,7 +163,9 @@ class _Cells:
         tuned: bool,
     ) -> Cell:
         how = self.study.how("evaluate", self.model, self.task) or {}
-        options = self._options(EVALUATE, how, {"task": self.task, "data": self.data})
+        with _at(f"{EVALUATE} of {self.place}"):
+            options = self._options(EVALUATE, how, {"task": self.task, "data": self.data})
+            check(EVALUATE, options)
         split = str(how.get("split", "dev"))
         examples = digests.of_examples(self.task, self.data, split)
         labels = {
@@ -147,15 +180,10 @@ class _Cells:
         }
         return Cell(labels, self._step(EVALUATE, model, options, examples))
 
-    def _options(
-        self, command: str, settings: Settings, ours: Settings, place: str | None = None
-    ) -> list[str]:
+    def _options(self, command: str, settings: Settings, ours: Settings) -> list[str]:
         from lexibit.cli import calls
 
-        with _at(place or f"{command} of {self.place}"):
-            options = calls.options(command, settings, _REFUSED[command]) + calls.options(command, ours)
-            check(command, options)
-            return options
+        return calls.options(command, settings, _REFUSED[command]) + calls.options(command, ours)
 
     def _step(self, command: str, model: Step | str | None, options: list[str], *content: str) -> Step:
         return step(
@@ -179,5 +207,5 @@ def _at(place: str) -> Iterator[None]:
 
 
 def _nbytes(folder: Path) -> int:
-    files = [folder] if folder.is_file() else [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    files = [folder] if folder.is_file() else list(folder.glob("*.safetensors")) or folder.glob("*.bin")
     return sum(file.stat().st_size for file in files)

@@ -6,7 +6,7 @@ import runpy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -54,14 +54,14 @@ class Study:
     groups: Sequence[str | None] = (None,)
     importance: Sequence[str | None] = (None,)
     seeds: Sequence[int] = (0,)
-    finetune: Settings | None = None
-    tune: Settings | None = None
+    finetune: Settings | Literal[False] | None = None
+    tune: Settings | Literal[False] | None = None
     evaluate: Settings = field(default_factory=dict)
     data: str | None = None
     cpus: int = 1
     gpus: float = 0
     published: str | Mapping[str, str] | None = None
-    name: str = "study"
+    name: str = ""
     about: str = ""
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class Study:
         """
         for what in ("models", "schemes"):
             _by_name(what, getattr(self, what))
-        if isinstance(self.tasks, str) or not self.tasks:
+        if isinstance(self.tasks, str) or not isinstance(self.tasks, Mapping | Sequence) or not self.tasks:
             raise LexibitError(f"tasks must be names of tasks, like [cola, rte], not {self.tasks!r}")
         if isinstance(self.tasks, Mapping):
             _by_name("tasks", self.tasks)
@@ -80,27 +80,36 @@ class Study:
             values = getattr(self, axis)
             if isinstance(values, str) or not isinstance(values, Sequence) or not values:
                 raise LexibitError(f"{axis} must be a list, like [{_example(axis)}], not {values!r}")
+            _check_values(axis, axis, values)
         for label, model in self.models.items():
+            if not isinstance(model, str | Mapping):
+                raise LexibitError(f"models.{label} must be a folder or a hub name, not {model!r}")
             settings = model_settings(model)
             if ("source" in settings) == ("create" in settings):
                 raise LexibitError(
                     f"models.{label}: give either a source, or create, a model made from nothing"
                 )
+            if "option" in settings and "create" not in settings:
+                raise LexibitError(f"models.{label}: option goes with create, a model made from nothing")
             _known(f"models.{label}", settings, {"source", "create", "option", *_TRAINED})
         for task, settings in self.by_task().items():
             _known(f"tasks.{task}", settings, {"data", *_TRAINED})
         for label, scheme in self.schemes.items():
             if label == FLOAT:
                 raise LexibitError(f"schemes.{label}: the name is that of the float models: choose another")
-            _settings(f"schemes.{label}", scheme)
+            settings = _settings(f"schemes.{label}", scheme)
+            for axis in AXES:
+                _check_values(axis, f"schemes.{label}.{axis}", self.axis(axis, settings))
         for name in ("cpus", "gpus"):
             number = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, int | float) or number < 0:
                 raise LexibitError(f"{name} must be a number, 0 or more, not {number!r}")
         if isinstance(self.published, Mapping):
             _known("published", self.published, set(self.models))
+        elif not isinstance(self.published, str | None):
+            raise LexibitError(f"published must be a model's name, not {self.published!r}")
         for name in _TRAINED:
-            if getattr(self, name) is not None:
+            if getattr(self, name) is not False:
                 _settings(name, getattr(self, name))
 
     def by_task(self) -> dict[str, Settings]:
@@ -109,11 +118,14 @@ class Study:
             return {name: _settings(f"tasks.{name}", settings) for name, settings in self.tasks.items()}
         return {name: {} for name in self.tasks}
 
+    def by_scheme(self) -> dict[str, Settings]:
+        """The settings of every scheme."""
+        return {name: _settings(f"schemes.{name}", settings) for name, settings in self.schemes.items()}
+
     def axis(self, name: str, scheme: Settings) -> list[Any]:
-        """The values of an axis for a scheme, each once."""
+        """The values of an axis for a scheme."""
         values = scheme.get(name, getattr(self, name))
-        several = isinstance(values, Sequence) and not isinstance(values, str)
-        return list(dict.fromkeys(values if several else [values]))
+        return list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values]
 
     def with_model(self, name: str, source: str) -> Study:
         """The same study with one of its models elsewhere.
@@ -162,7 +174,8 @@ def read(file: Path, **changed: Any) -> Study:
         settings = {each.name: getattr(settings, each.name) for each in fields(Study)}
     if not isinstance(settings, Mapping):
         raise LexibitError(f"{file}: holds no study: write its fields by name, like 'bits: [3, 4]'")
-    values = {"name": file.stem} | dict(settings) | changed
+    values = dict(settings) | changed
+    values["name"] = values.get("name") or file.stem
     known = [each.name for each in fields(Study)]
     for name in values:
         if name not in known:
@@ -214,6 +227,17 @@ def _settings(what: str, given: Any) -> Settings:
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
         raise LexibitError(f"{what} must be settings by name, like {{epochs: 3}}, not {given!r}")
     return {name.replace("-", "_"): value for name, value in given.items()}
+
+
+def _check_values(axis: str, where: str, values: Sequence[Any]) -> None:
+    """See that the values of an axis are such as a row of results has."""
+    for value in values:
+        if axis in ("bits", "seeds"):
+            fits = isinstance(value, int) and not isinstance(value, bool)
+        else:
+            fits = isinstance(value, str | None)
+        if not fits:
+            raise LexibitError(f"{where} must be like [{_example(axis)}], not {value!r}")
 
 
 def _known(what: str, settings: Settings, known: set[str]) -> None:

@@ -12,9 +12,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from graphlib import TopologicalSorter
+from heapq import heappop, heappush
+from itertools import count
 from typing import Any, Protocol
 
 import torch
+from tqdm import tqdm
 
 from lexibit.errors import LexibitError
 from lexibit.study.steps import Step
@@ -51,24 +54,26 @@ def in_order(
     Yields:
         A step, and its result or what it raised.
     """
-    waiting: list[Step] = []
+    order = count()
+    waiting: list[tuple[int, int, Step]] = []
     later: list[Step] = []
     running: dict[Future[Any], Step] = {}
     while graph.is_active():
-        waiting += graph.get_ready()
         # what is begun is ended first: rows come early
-        waiting.sort(key=lambda step: -step.depth)
-        for step in list(waiting):
-            if pool.room(step):
-                waiting.remove(step)
-                running[pool.submit(function, step)] = step
+        for step in graph.get_ready():
+            heappush(waiting, (-step.depth, next(order), step))
+        while waiting and pool.room(waiting[0][2]):
+            _, _, step = heappop(waiting)
+            running[pool.submit(function, step)] = step
         if running:
             ended = wait(running, timeout=_PAUSE if later else None, return_when=FIRST_COMPLETED).done
         else:
             time.sleep(_PAUSE)
             ended = set()
         if not waiting:
-            waiting, later = later, []
+            for step in later:
+                heappush(waiting, (-step.depth, next(order), step))
+            later = []
         for future in ended:
             step, outcome = running.pop(future), pool.outcome(future)
             if outcome == again:
@@ -112,7 +117,13 @@ class Processes:
     def submit(self, function: Callable[[Step], Any], step: Step) -> Future[Any]:
         """Begin a step."""
         executor = self._idle.pop() if self._idle else self._start()
-        future = executor.submit(function, step)
+        try:
+            future = executor.submit(function, step)
+        except BrokenProcessPool:
+            # ended while it had nothing to do
+            executor.shutdown(wait=False)
+            executor = self._start()
+            future = executor.submit(function, step)
         self._busy[future] = executor, step.memory
         return future
 
@@ -122,7 +133,10 @@ class Processes:
         error = future.exception()
         if isinstance(error, BrokenProcessPool):
             executor.shutdown(wait=False)
-            return LexibitError("its process was killed: perhaps there was too little memory")
+            return LexibitError(
+                "its process was killed: was there too little memory, or is the program a script without "
+                "if __name__ == '__main__'?"
+            )
         self._idle.append(executor)
         return future.result() if error is None else error
 
@@ -136,6 +150,8 @@ def _begin(threads: int) -> None:
     """A process's first act: it ends with the one that started it, which alone minds Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
+    # progress bars would share a lock with other processes, which a kill leaves behind
+    tqdm.set_lock(threading.RLock())
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
@@ -150,14 +166,15 @@ class Cluster:
     A step that takes more memory than any machine has gets one whole.
     """
 
-    def __init__(self, address: str, gpus: float = 0) -> None:
+    def __init__(self, address: str, cpus: int = 1, gpus: float = 0) -> None:
         """Use a cluster.
 
         Args:
             address: of the cluster, or ``auto``.
+            cpus: the most that a step takes.
             gpus: the most that a step takes.
         """
-        self._address, self._gpus = address, gpus
+        self._address, self._cpus, self._gpus = address, cpus, gpus
         self._connection: AbstractContextManager[Any] = connected(address)
         self._running = 0
 
@@ -165,14 +182,25 @@ class Cluster:
         """Connect to it.
 
         Raises:
-            LexibitError: Ray is not installed, there is no cluster there, or no machine has such GPUs.
+            LexibitError: Ray is not installed, there is no cluster there, or no machine has so many CPUs and
+                GPUs.
         """
         self._ray = self._connection.__enter__()
-        alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        self._memory = int(max(resources.get("memory", 0) for resources in alive))
-        if self._gpus > max(resources.get("GPU", 0) for resources in alive):
+        fit = [
+            node["Resources"]
+            for node in self._ray.nodes()
+            if node["Alive"]
+            and node["Resources"].get("CPU", 0) >= self._cpus
+            and node["Resources"].get("GPU", 0) >= self._gpus
+        ]
+        if not fit:
             self._connection.__exit__(None, None, None)
-            raise LexibitError(f"--ray {self._address}: no machine has {self._gpus:g} GPUs: ask for fewer")
+            raise LexibitError(
+                f"--ray {self._address}: no machine has {self._cpus} CPUs and {self._gpus:g} GPUs: ask for "
+                "fewer, as cpus and gpus in the study"
+            )
+        self._memory = int(max(resources.get("memory", 0) for resources in fit))
+        self._most = self._count()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -181,7 +209,10 @@ class Cluster:
 
     def room(self, step: Step) -> bool:
         """Whether a step can be begun: twice what can run, so that every machine has its next at hand."""
-        return self._running < 2 * max(int(self._ray.cluster_resources().get("CPU", 1)), 1)
+        return self._running < self._most
+
+    def _count(self) -> int:
+        return 2 * max(int(self._ray.cluster_resources().get("CPU", 1)), 1)
 
     def submit(self, function: Callable[[Step], Any], step: Step) -> Future[Any]:
         """Begin a step; if its machine is lost, another does it."""
@@ -195,6 +226,7 @@ class Cluster:
     def outcome(self, future: Future[Any]) -> Any:
         """What came of a step that has ended."""
         self._running -= 1
+        self._most = self._count()  # machines come and go
         error = future.exception()
         if error is None:
             return future.result()

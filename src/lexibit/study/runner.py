@@ -21,6 +21,7 @@ import torch
 
 from lexibit import memory
 from lexibit.errors import LexibitError
+from lexibit.files import write_json
 from lexibit.report.weights import describe
 from lexibit.study.cells import Cell, cells
 from lexibit.study.definition import Study
@@ -32,7 +33,8 @@ _logger = logging.getLogger("lexibit")
 
 _DONE, _BUSY = "done", "busy"
 
-Tell = Callable[[Cell, list[dict[str, Any]]], None]
+# a cell, its rows, and how many cells of all are done
+Tell = Callable[[Cell, list[dict[str, Any]], int, int], None]
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,17 @@ def run(
     start = time.perf_counter()
     all_cells = cells(study)
     store = Store(folder)
-    store.begin(asdict(study) | {"cells": [cell.key for cell in all_cells]})
+    name = study.name or folder.name
+    store.begin(asdict(study) | {"name": name, "cells": [cell.key for cell in all_cells]})
     if ray is not None:
-        gpus = max((step.gpus for cell in all_cells for step in cell.steps()), default=0)
-        pool: Any = Cluster(ray, gpus)
+        pool: Any = Cluster(
+            ray, study.cpus, max((step.gpus for c in all_cells for step in c.steps()), default=0)
+        )
     else:
         count = processes or max(torch.get_num_threads() // 4, 1)
         pool = Processes(count, memory.available() if memory_bytes is None else memory_bytes)
     with pool:
-        before, failed = run_cells(all_cells, store, pool, study.name, tell)
+        before, failed = run_cells(all_cells, store, pool, name, tell)
     return Done(len(all_cells), before, failed, time.perf_counter() - start)
 
 
@@ -105,15 +109,14 @@ def run_cells(
     """
     graph: TopologicalSorter[Step] = TopologicalSorter()
     waiting: dict[Step, list[Cell]] = {}
-    pending = 0
-    for cell in all_cells:
-        if finished(store, cell):
-            continue
-        pending += 1
+    pending = [cell for cell in all_cells if not finished(store, cell)]
+    before = done = len(all_cells) - len(pending)
+    for cell in pending:
         if (rows := _known(cell, name, store)) is not None:
             store.write_rows(cell.key, rows)
+            done += 1
             if tell is not None:
-                tell(cell, rows)
+                tell(cell, rows, done, len(all_cells))
             continue
         waiting.setdefault(cell.evaluate, []).append(cell)
         for step in cell.steps():
@@ -121,17 +124,20 @@ def run_cells(
     graph.prepare()
     errors: dict[Step, str] = {}
     failed = 0
-    for step, outcome in in_order(partial(_attempt, store), graph, pool, _BUSY):
+    for step, outcome in in_order(partial(_attempt, store, Path.cwd()), graph, pool, _BUSY):
         if outcome != _DONE:
             errors[step] = _message(step, outcome)
         for cell in waiting.get(step, []):
             error = next((errors[one] for one in cell.steps() if one in errors), None)
-            rows = [_failed(cell, name, error)] if error else _rows(cell, name, store)
+            rows = None if error else _known(cell, name, store)
+            if rows is None:
+                failed += 1
+                rows = [_failed(cell, name, error or "what its steps made was removed or damaged meanwhile")]
             store.write_rows(cell.key, rows)
-            failed += bool(error)
+            done += 1
             if tell is not None:
-                tell(cell, rows)
-    return len(all_cells) - pending, failed
+                tell(cell, rows, done, len(all_cells))
+    return before, failed
 
 
 def finished(store: Store, cell: Cell) -> bool:
@@ -140,19 +146,27 @@ def finished(store: Store, cell: Cell) -> bool:
     return bool(rows) and all(row["error"] is None for row in rows or [])
 
 
-def _attempt(store: Store, step: Step) -> str:
-    """Do a step, unless it is done; the message of its error if it fails."""
+def _attempt(store: Store, cwd: Path, step: Step) -> str:
+    """Do a step, unless it is done; the message of its error if it fails.
+
+    Args:
+        store: the study's folder.
+        cwd: what paths in the study are relative to.
+        step: which.
+    """
+    os.chdir(cwd)
     for needed in step.needs:
         if not store.is_done(needed):
             return "what it needs is not there"
     with store.claimed(step) as mine:
         if not mine:
             return _BUSY
-        if store.is_done(step):
-            return _DONE
         try:
-            store.begin_step(step)
-            _perform(store, step)
+            if not store.is_done(step):
+                store.begin_step(step)
+                _perform(store, step)
+            if step.command in (QUANTIZE, TUNE) and not store.weights_file(step).exists():
+                _describe(store, step)
         except LexibitError as error:
             return str(error)
         except Exception as error:  # one cell's fault is not the others'
@@ -164,13 +178,10 @@ def _attempt(store: Store, step: Step) -> str:
 def _perform(store: Store, step: Step) -> None:
     start = time.perf_counter()
     memory.reset_peak()
-    weights = None
     with _printing_to(store.steps / step.name / "log.txt"):
         print("$", step.line(store.steps), flush=True)
         facts = step.work(store.steps)
         seconds = time.perf_counter() - start
-        if step.command in (QUANTIZE, TUNE):
-            weights = describe(step.out(store.steps), step.float_model(store.steps))
     record = {
         "command": step.line(store.steps),
         "seconds": seconds,
@@ -180,7 +191,18 @@ def _perform(store: Store, step: Step) -> None:
         "versions": dict(versions()),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    store.finish_step(step, record | facts, weights)
+    store.finish_step(step, record | facts)
+
+
+def _describe(store: Store, step: Step) -> None:
+    """Keep what a report says of a model's weights; that it cannot be known is no fault of the model."""
+    with _printing_to(store.steps / step.name / "log.txt"):
+        try:
+            weights = describe(step.out(store.steps), step.float_model(store.steps))
+        except LexibitError as error:
+            print("not known of its weights:", error)
+            weights = []
+        write_json(store.weights_file(step), weights)
 
 
 @contextmanager

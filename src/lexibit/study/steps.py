@@ -5,19 +5,21 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from lexibit import __version__, checkpoint
 from lexibit.checkpoint.source import headers
+from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
 from lexibit.study import digests
 
 FINETUNE, QUANTIZE, TUNE, EVALUATE = "finetune", "quantize", "tune", "evaluate"
 
 # options whose values may be files, which count by what is in them
-_FILES = frozenset({"--calibrate", "--config", "--importance", "--teacher"})
+_FILES = frozenset({"--calibrate", "--config", "--importance", "--plan", "--teacher"})
 _PROGRAM = 800_000_000  # bytes: an interpreter with PyTorch and transformers
 # what a step takes, in the bytes of its float model: weights, gradients and Adam's two means, and activations
 _TIMES = {FINETUNE: 6, QUANTIZE: 2, TUNE: 6, EVALUATE: 3}
@@ -104,7 +106,9 @@ class Step:
         """
         from lexibit.cli import calls
 
-        calls.call(self.words(steps))
+        # results appear when they are whole: one that is there was not noted before a kill
+        if not self.out(steps).exists():
+            calls.call(self.words(steps))
         if self.command != EVALUATE:
             return {}
         return _facts(
@@ -141,7 +145,7 @@ def step(
         if flag in _FILES and (Path(word).exists() or flag == "--teacher"):
             identity[place] = digests.of_model(word) if flag == "--teacher" else digests.of_path(Path(word))
         if flag in (*_FILES, "--data") and Path(word).exists():
-            words[place] = str(Path(word).absolute())  # for processes that are in other folders
+            words[place] = str(Path(word).absolute())
     if isinstance(model, Step):
         inside: str | None = model.key
     else:
@@ -151,22 +155,60 @@ def step(
     return Step(key, command, tuple(words), model, _PROGRAM + _TIMES[command] * memory, cpus, gpus)
 
 
-def check(command: str, options: list[str]) -> None:
-    """See that a step will not be refused.
+def check(command: str, options: list[str]) -> Any:
+    """See that a command would take some options.
+
+    Returns:
+        The command as it was parsed.
 
     Raises:
-        LexibitError: the command would not take these options.
+        LexibitError: it would not.
     """
-    from lexibit.cli import calls, learning
-    from lexibit.cli.options import config_of
+    from lexibit.cli import calls
 
     out = ["out"] if command == QUANTIZE else ["--out", "out"]
     created = command == FINETUNE and "--model" in options
-    context = calls.parsed([command, *([] if created else ["model"]), *out, *options])
-    if command == QUANTIZE:
-        config_of(context)
-    elif command in (FINETUNE, TUNE):
-        learning.settings_of(context)
+    for flag, word in pairwise(options):
+        is_file = flag in _FILES and not word.startswith("task:") and "=" not in word and flag != "--teacher"
+        if is_file and not Path(word).exists():
+            raise LexibitError(f"{flag.removeprefix('--')}: {word}: no such file")
+    return calls.parsed([command, *([] if created else ["model"]), *out, *options])
+
+
+def check_training(command: str, options: list[str]) -> None:
+    """See that training would take some options.
+
+    Raises:
+        LexibitError: it would not.
+    """
+    from lexibit.cli import learning
+
+    learning.settings_of(check(command, options))
+
+
+def configuration(options: list[str]) -> LexibitConfig:
+    """What the options of ``lexibit quantize`` ask for.
+
+    Raises:
+        LexibitError: it would not take them.
+    """
+    from lexibit.cli.options import config_of
+
+    return config_of(check(QUANTIZE, options))
+
+
+def importance_files(config: LexibitConfig) -> list[Path]:
+    """The files of importances that a configuration names, in its rules too.
+
+    Raises:
+        LexibitError: one is not there.
+    """
+    recipes = [config.recipe(), *(config.recipe(pattern) for pattern in config.rules)]
+    files = [source for recipe in recipes if isinstance(source := recipe.weighing(), Path)]
+    for file in files:
+        if not file.is_file():
+            raise LexibitError(f"importance: {file}: no such file")
+    return files
 
 
 def _facts(folder: Path) -> dict[str, Any]:

@@ -90,11 +90,13 @@ class Store:
         Raises:
             LexibitError: it is the folder of something else, or cannot be written.
         """
-        if self.folder.exists() and not is_study(self.folder) and any(self.folder.iterdir()):
-            raise LexibitError(f"{self.folder}: holds something else than a study: choose another folder")
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            names = {path.name for path in self.folder.iterdir() if not path.name.startswith(f".{_STUDY}.")}
+            if names - {_STUDY, "steps", "results", "locks"}:
+                raise LexibitError(f"{self.folder}: holds something else than a study: choose another folder")
             for folder in (self.steps, self.results, self._locks):
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(exist_ok=True)
         except OSError as error:
             raise LexibitError(f"{self.folder}: cannot be written: {error.strerror or error}") from error
         write_json(self.folder / _STUDY, about)
@@ -117,22 +119,29 @@ class Store:
         """Make a step's folder; what an earlier run of the same command left in it is gone on with."""
         folder = self.steps / step.name
         folder.mkdir(exist_ok=True)
-        (folder / _RECORD).unlink(missing_ok=True)
         out = step.out(self.steps)
-        # appeared, and was not noted: a kill came between, or it is damaged
-        if out.is_dir():
-            shutil.rmtree(out)
-        out.unlink(missing_ok=True)
+        if (folder / _RECORD).exists():
+            # what was noted is not what is there
+            (folder / _RECORD).unlink()
+            (folder / _WEIGHTS).unlink(missing_ok=True)
+            if out.is_dir():
+                shutil.rmtree(out)
+            out.unlink(missing_ok=True)
+        words = step.words(self.steps)
+        for said in [*folder.glob("*.training/run.json"), *folder.glob("*/*.training/run.json")]:
+            # training goes on only from what it calls the same: the same content elsewhere begins anew
+            if any(_named(said, place) not in (None, *words) for place in ("model", "data", "teacher")):
+                shutil.rmtree(said.parent)
 
-    def finish_step(
-        self, step: Step, record: Mapping[str, Any], weights: Sequence[Any] | None = None
-    ) -> None:
+    def finish_step(self, step: Step, record: Mapping[str, Any]) -> None:
         """Note that a step is done, with the checksums of what it made."""
         folder = self.steps / step.name
-        if weights is not None:
-            write_json(folder / _WEIGHTS, list(weights))
         write_json(folder / _RECORD, dict(record) | {"files": _checksums(step.out(self.steps))})
-        _whole.add(self.steps / step.name)
+        _whole.add(folder)
+
+    def weights_file(self, step: Step) -> Path:
+        """Where what is known of each weight of a step's model stands (:func:`weights`)."""
+        return self.steps / step.name / _WEIGHTS
 
     def record(self, step: Step) -> dict[str, Any]:
         """What was noted of a step that is done."""
@@ -180,29 +189,30 @@ class Store:
         return rows
 
 
-def is_study(folder: Path) -> bool:
+def is_study(folder: str | Path) -> bool:
     """Whether a folder is a study's."""
-    return (folder / _STUDY).is_file()
+    return (Path(folder) / _STUDY).is_file()
 
 
-def about(folder: Path) -> dict[str, Any]:
+def about(folder: str | Path) -> dict[str, Any]:
     """What is said of a study: its name, about, published, and its cells in their order.
 
     Raises:
         LexibitError: it is no study's folder, or cannot be read.
     """
+    folder = Path(folder)
     try:
         found = json.loads((folder / _STUDY).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise LexibitError(f"{folder}: is no study's folder: 'lexibit study run FILE' makes one") from error
     except (OSError, ValueError) as error:
         raise LexibitError(f"{folder / _STUDY}: cannot be read ({error}): run the study again") from error
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not isinstance(found.get("cells", []), list):
         raise LexibitError(f"{folder / _STUDY}: is none of a study: run the study again")
     return {"name": folder.name, "about": "", "published": None, "cells": []} | found
 
 
-def results(folder: Path) -> pd.DataFrame:
+def results(folder: str | Path) -> pd.DataFrame:
     """The results of a study: a line for each cell and metric, in the order of the study.
 
     Cells of what the study asked for before, and no longer, are not among them. Files that are damaged are
@@ -213,7 +223,7 @@ def results(folder: Path) -> pd.DataFrame:
     """
     tables = []
     for cell in about(folder)["cells"]:
-        file = folder / "results" / f"{cell}.parquet"
+        file = Path(folder) / "results" / f"{cell}.parquet"
         table = _read(file)
         if table is not None:
             tables.append(table.replace_schema_metadata(None))
@@ -223,14 +233,16 @@ def results(folder: Path) -> pd.DataFrame:
     return table.to_pandas()
 
 
-def weights(folder: Path, model: str) -> list[dict[str, Any]] | None:
+def weights(folder: str | Path, model: str) -> list[dict[str, Any]] | None:
     """What is known of each weight of a quantized model, by the ``model_key`` of its row.
 
     Returns:
         As :func:`lexibit.report.weights.describe`; None if it is not there.
     """
     try:
-        found: list[dict[str, Any]] = json.loads((folder / "steps" / model / _WEIGHTS).read_text("utf-8"))
+        found: list[dict[str, Any]] = json.loads(
+            (Path(folder) / "steps" / model / _WEIGHTS).read_text("utf-8")
+        )
     except (OSError, ValueError):
         return None
     return found
@@ -245,6 +257,15 @@ def _read(file: Path) -> pa.Table | None:
     except (OSError, pa.ArrowException, ValueError, KeyError):
         return None
     return table if whole and table.schema.equals(SCHEMA) else None
+
+
+def _named(said: Path, place: str) -> str | None:
+    """What training that was interrupted says that it worked on."""
+    try:
+        value = json.loads(said.read_text(encoding="utf-8")).get(place)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return None if value is None else str(value)
 
 
 def _digest(table: pa.Table) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import nan
+from math import inf, isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("markdown", "csv", "latex")
 
+_CORRELATIONS = ("Pearson x 100", "Spearman x 100")
 _LABELS = ("model", "scheme", "groups", "importance", "bits", "tuned")
 
 
@@ -35,6 +36,8 @@ class Table:
         seeds: how many there are.
         examples: of each task, how many were evaluated.
         failed: cells without a score, and why.
+        few: lines that have not all seeds, and how many.
+        unmatched: models of published numbers of which none stands beside a line.
     """
 
     labels: tuple[str, ...]
@@ -43,15 +46,18 @@ class Table:
     seeds: int
     examples: Mapping[str, int]
     failed: list[str]
+    few: list[str]
+    unmatched: list[str]
 
 
-def table(folder: Path, *, model: str | None = None, metric: str | None = None) -> Table:
+def table(folder: str | Path, *, model: str | None = None, metric: str | None = None) -> Table:
     """The table of a study's folder.
 
     Of several seeds it has the mean and the range, of one the interval of the evaluation. A score that is
-    none, like the correlation of a constant prediction, counts as nothing in averages. Lines that have all
-    tasks have an average; what is kept is an average divided by that of the float model (of perplexities,
-    which are better when they are lower, the other way round).
+    none counts as the worst there is: 0, like the correlation of a constant prediction, or an infinite
+    perplexity. Lines that have all tasks have an average; what is kept is an average divided by that of the
+    float model with the same seeds (of perplexities, which are better when they are lower, the other way
+    round).
 
     Args:
         folder: of the study.
@@ -75,17 +81,24 @@ def table(folder: Path, *, model: str | None = None, metric: str | None = None) 
     metrics = dict(zip(scored["task"], scored["metric"], strict=True))
     tasks = {task: metrics[task] for task in dict.fromkeys(rows["task"]) if task in metrics}
     higher = {task: bool(scored[scored["task"] == task]["higher"].iloc[0]) for task in tasks}
+    seeds = int(rows["seed"].nunique())
     lines: list[dict[str, Any]] = []
-    floats: dict[str, dict[str, Any]] = {}
+    few: list[str] = []
+    floats: dict[str, pd.DataFrame] = {}
     for key, cells in scored.groupby(list(_LABELS), sort=False, dropna=False):
         line = {name: _plain(value) for name, value in zip(_LABELS, key, strict=True)} | _sizes(cells)
-        line |= {task: _score(cells[cells["task"] == task]) for task in tasks} | {"source": None}
+        line |= {task: _score(cells[cells["task"] == task], seeds) for task in tasks} | {"source": None}
         line["average"] = _average([line[task] for task in tasks])
         if line["scheme"] == FLOAT:
-            floats[line["model"]] = line
+            floats[line["model"]] = cells
         whole = floats.get(line["model"])
-        line["smaller"] = whole["MB"] / line["MB"] if whole and line["MB"] else None
-        line["kept"] = _kept(line["average"], whole["average"] if whole else None, list(higher.values()))
+        line["smaller"] = None if whole is None else _sizes(whole)["MB"] / line["MB"]
+        line["kept"] = None if whole is None else _kept(cells, whole, list(tasks), list(higher.values()))
+        few += [
+            f"{_called(line | {'task': task})}: {count} of {seeds} seeds"
+            for task in tasks
+            if 0 < (count := (cells["task"] == task).sum()) < seeds
+        ]
         lines.append(line)
         if beside.get(line["model"]) is not None:
             lines += _published(beside[line["model"]], line, said, tasks)
@@ -93,10 +106,20 @@ def table(folder: Path, *, model: str | None = None, metric: str | None = None) 
         labels,
         tasks,
         lines,
-        rows["seed"].nunique(),
+        seeds,
         {task: int(scored[scored["task"] == task]["examples"].max()) for task in tasks},
-        [f"{_called(row)}: {row['error']}" for row in failed.to_dict("records")],
+        _failures(failed),
+        few,
+        [] if any(line["source"] for line in lines) else list(dict.fromkeys(filter(None, beside.values()))),
     )
+
+
+def _failures(failed: pd.DataFrame) -> list[str]:
+    """Each error once, with the cells that it befell."""
+    told: dict[str, list[str]] = {}
+    for row in failed.to_dict("records"):
+        told.setdefault(row["error"], []).append(f"{_called(row)}, seed {row['seed']}")
+    return [f"{'; '.join(cells)}: {error}" for error, cells in told.items()]
 
 
 def _of_metric(rows: pd.DataFrame, metric: str | None) -> pd.DataFrame:
@@ -121,26 +144,37 @@ def _sizes(cells: pd.DataFrame) -> dict[str, Any]:
     return {"MB": cells["bytes"].mean() / 1e6, "bits_per_weight": cells["bits_per_weight"].mean()}
 
 
-def _score(cells: pd.DataFrame) -> tuple[float, float, float] | None:
-    """The mean over seeds, and their range; of one seed its interval."""
+def _score(cells: pd.DataFrame, seeds: int) -> tuple[float, float, float] | None:
+    """The mean over seeds, and their range; in a study of one seed its interval."""
     if cells.empty:
         return None
-    if len(cells) == 1:
+    scores = with_worst(cells)
+    if seeds == 1:
         only = cells.iloc[0]
-        return float(only["score"]), float(only["low"]), float(only["high"])
-    scores = cells["score"]
-    return float(scores.fillna(0).mean()), float(scores.min()), float(scores.max())
+        return float(scores.iloc[0]), float(only["low"]), float(only["high"])
+    return float(scores.mean()), float(scores.min()), float(scores.max())
+
+
+def with_worst(cells: pd.DataFrame) -> pd.Series:
+    """Scores, of which those that are none are the worst there is."""
+    return cells["score"].fillna(cells["higher"].map({True: 0.0, False: inf}))
 
 
 def _average(scores: list[tuple[float, float, float] | None]) -> float | None:
-    known = [score[0] if score[0] == score[0] else 0.0 for score in scores if score is not None]
+    known = [score[0] for score in scores if score is not None]
     return sum(known) / len(known) if len(known) == len(scores) and known else None
 
 
-def _kept(average: float | None, whole: float | None, higher: list[bool]) -> float | None:
-    if not average or not whole or len(set(higher)) > 1:
-        return None if average != 0 or not whole else 0.0
-    return average / whole if higher[0] else whole / average
+def _kept(cells: pd.DataFrame, whole: pd.DataFrame, tasks: list[str], higher: list[bool]) -> float | None:
+    """The average of some cells divided by that of the float cells of the same tasks and seeds."""
+    both = cells.assign(score=with_worst(cells)).merge(
+        whole.assign(score=with_worst(whole)), on=["task", "seed"], suffixes=("", "_float")
+    )
+    if set(both["task"]) != set(tasks) or len(set(higher)) > 1:
+        return None
+    ours, floats = (both.groupby("task")[name].mean().mean() for name in ("score", "score_float"))
+    part, all_of_it = (ours, floats) if higher[0] else (floats, ours)
+    return float(part / all_of_it) if all_of_it and isfinite(part) else None
 
 
 def _published(
@@ -148,19 +182,23 @@ def _published(
 ) -> list[dict[str, Any]]:
     """The line of a paper that did the same with another model, if there is one."""
     settings = (said.get("schemes") or {}).get(line["scheme"]) or {}
+    if line["importance"] is not None:
+        return []
     cells = published.beside(
         model, line["scheme"], settings, line["groups"], line["bits"], bool(line["tuned"])
     )
-    if not cells:
-        return []
+    glue = next((one.value for one in cells if one.task == "glue"), None)
     floats = published.beside(model, FLOAT, {}, None, 32, False)
     shown, whole = (_of_tasks(found, tasks) for found in (cells, floats))
     # of these tasks: the average that the papers print is of all theirs
     average, of_float = _average(list(shown.values())), _average(list(whole.values()))
+    if glue is None and not any(shown.values()):
+        return []
+    kept = average / of_float if average is not None and of_float else None if glue is None else glue / 100
     return [
         {name: line[name] for name in _LABELS}
         | {"model": model, "MB": None, "smaller": None, "bits_per_weight": None, "average": average}
-        | {"kept": average / of_float if average is not None and of_float else None}
+        | {"kept": kept}
         | {"source": f"{cells[0].source}: {model}"}
         | shown
     ]
@@ -169,19 +207,19 @@ def _published(
 def _of_tasks(
     cells: list[published.Published], tasks: Mapping[str, str]
 ) -> dict[str, tuple[float, float, float] | None]:
-    """What is published of each task; of a pair of metrics the one of the same name."""
+    """What is published of each task by the same metric; of one number for two correlations, of either."""
     found: dict[str, tuple[float, float, float] | None] = {}
     for task, metric in tasks.items():
-        known = [one for one in cells if one.task == task]
-        value = next((one.value for one in known if one.metric == metric), known[0].value if known else None)
-        found[task] = None if value is None else (value, nan, nan)
+        metrics = (metric, published.CORRELATIONS) if metric in _CORRELATIONS else (metric,)
+        known = [one.value for one in cells if one.task == task and one.metric in metrics]
+        found[task] = (known[0], nan, nan) if known else None
     return found
 
 
 def _called(row: Mapping[str, Any]) -> str:
     labels = [row["model"], row["task"], row["scheme"], f"{row['bits']} bits"]
     labels += [str(row[name]) for name in ("groups", "importance") if isinstance(row[name], str)]
-    return ", ".join([*labels, *(["tuned"] if row["tuned"] else []), f"seed {row['seed']}"])
+    return ", ".join([*labels, *(["tuned"] if row["tuned"] else [])])
 
 
 def written(made: Table, form: str) -> str:
@@ -220,10 +258,10 @@ def _row(made: Table, line: Mapping[str, Any]) -> list[str]:
 
 def _label(line: Mapping[str, Any], name: str) -> str:
     if name == "scheme" and line["source"]:
-        return f"{line['scheme']} ({line['source']})"
+        return " ".join(f"{line['scheme']} ({line['source']})".split())
     if name == "tuned":
         return "yes" if line[name] else "no"
-    return "" if line[name] is None else str(line[name])
+    return "" if line[name] is None else " ".join(str(line[name]).split())
 
 
 def _number(value: float | None, form: str) -> str:
@@ -234,11 +272,8 @@ def _interval(score: tuple[float, float, float] | None) -> str:
     if score is None:
         return ""
     value, low, high = score
-    if value != value:
-        return "none"
     digits = 1 if abs(value) >= 10 else 2
-    spread = "" if low != low else f" ({low:.{digits}f} to {high:.{digits}f})"
-    return f"{value:.{digits + (not spread and digits == 1)}f}" if not spread else f"{value:.2f}{spread}"
+    return f"{value:.2f}" if low != low else f"{value:.2f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def _notes(made: Table) -> list[str]:
@@ -250,15 +285,25 @@ def _notes(made: Table) -> list[str]:
         if made.seeds > 1
         else "In brackets the 95 % interval of a bootstrap over the examples; one seed."
     )
-    notes = [f"{metrics}. {spread} MB: of the weights on disk, in millions of bytes."]
+    notes = [f"{metrics}. {spread} MB: of the weights on disk, in millions of bytes."] if metrics else []
     if any(line["source"] for line in made.lines):
         notes.append("Lines with a paper's name are what it prints, for its own model.")
-    return notes + [f"Failed: {failed}" for failed in made.failed]
+    notes += [f"Nothing that papers print for {model} is of the same experiment." for model in made.unmatched]
+    notes += [f"Only {few}" for few in made.few] + [f"Failed: {failed}" for failed in made.failed]
+    return [" ".join(note.split()) for note in notes]
 
 
 def _markdown(made: Table, heading: list[str], rows: list[list[str]]) -> str:
-    lines = [heading, ["---"] * len(heading), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *_notes(made)]) + "\n"
+    lines = [heading, ["---"] * len(heading), *rows]
+    text = [f"| {' | '.join(map(_escaped, line))} |" for line in lines] if rows else []
+    return "\n".join([*text, "", *(f"{_escaped(note)}\n" for note in _notes(made))])
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is, in a cell of a table too."""
+    for mark in ("\\", "|", "<", "*"):
+        text = text.replace(mark, f"\\{mark}")
+    return text
 
 
 _TEX = {
@@ -302,5 +347,8 @@ def _csv(made: Table) -> str:
             row |= dict(zip((task, f"{task}_low", f"{task}_high"), line[task] or (None,) * 3, strict=True))
         rows.append(row | {"average": line["average"], "kept": line["kept"]})
     text = io.StringIO()
-    pd.DataFrame(rows).to_csv(text, index=False, lineterminator="\n")
+    columns = [*_LABELS, "source", "MB", "smaller", "bits_per_weight", "average", "kept"]
+    (pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)).to_csv(
+        text, index=False, lineterminator="\n", float_format="%.8g"
+    )
     return text.getvalue()
