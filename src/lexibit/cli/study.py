@@ -96,6 +96,7 @@ def run(
 
     if ray is not None and (processes is not None or memory is not None):
         raise LexibitError("--processes and --memory are of this machine, and --ray leaves work to others")
+    memory_bytes = None if memory is None else memory_sizes.parse(memory, "--memory")
     asked, folder = _asked(file, out, data, model)
     if not json:
         console.print(f"what steps print stands in {escape(str(folder))}/steps/*/log.txt", style="dim")
@@ -108,7 +109,7 @@ def run(
         asked,
         folder,
         processes=processes,
-        memory_bytes=None if memory is None else memory_sizes.parse(memory, "--memory"),
+        memory_bytes=memory_bytes,
         ray=ray,
         tell=tell,
     )
