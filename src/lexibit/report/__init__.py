@@ -1,6 +1,6 @@
 """Reports: one HTML page, which needs no other file, of a quantized model or of a study of many.
 
-Only :mod:`lexibit.report.weights` works without the packages of the extra ``report``.
+Only :mod:`lexibit.description` works without the packages of the extra ``report``.
 """
 
 from __future__ import annotations

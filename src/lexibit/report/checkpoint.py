@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lexibit import hub
+from lexibit.description import describe
 from lexibit.report import models
 from lexibit.report.page import Block, Column, Section, Table, render
 from lexibit.report.plan import Found, read_plan
-from lexibit.report.weights import describe
 from lexibit.scores import ScoreLine
 
 _NO_FLOATS = (

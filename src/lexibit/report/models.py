@@ -44,7 +44,7 @@ def packed(
 
     Args:
         label: what it is called in the list of models.
-        weights: as :func:`lexibit.report.weights.describe` gives them.
+        weights: as :func:`lexibit.description.describe` gives them.
         layers: rows of layer, bits, E, 1 - C and P, where these are known better than from the weights.
     """
     return {

@@ -91,7 +91,7 @@ def render_study(
         about: its ``name``, ``about`` in a sentence, and ``published``, a paper's model (or one for
             each of the study's), or None.
         results: a line a cell and metric, as ``lexibit.study.results`` gives them.
-        weights_of: what :func:`lexibit.report.weights.describe` said of a model, by its key.
+        weights_of: what :func:`lexibit.description.describe` said of a model, by its key.
     """
     done, failed = results[results["error"].isna()], results[results["error"].notna()]
     points = summary(done)

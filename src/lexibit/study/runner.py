@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from lexibit import memory
+from lexibit.description import describe
 from lexibit.errors import LexibitError
 from lexibit.files import write_json
-from lexibit.report.weights import describe
 from lexibit.study.cells import Cell, cells
 from lexibit.study.definition import Study
 from lexibit.study.pools import Cluster, Pool, Processes, in_order

@@ -237,7 +237,7 @@ def weights(folder: str | Path, model: str) -> list[dict[str, Any]] | None:
     """What is known of each weight of a quantized model, by the ``model_key`` of its row.
 
     Returns:
-        As :func:`lexibit.report.weights.describe`; None if it is not there.
+        As :func:`lexibit.description.describe`; None if it is not there.
     """
     try:
         found: list[dict[str, Any]] = json.loads(

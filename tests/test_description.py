@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lexibit import LexibitConfig, LexibitError, checkpoint
+from lexibit.description import BINS, describe, histogram, spread_of_levels
 from lexibit.fidelity import weight_error
-from lexibit.report.weights import BINS, describe, histogram, spread_of_levels
 
 
 @pytest.fixture

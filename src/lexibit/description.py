@@ -1,4 +1,4 @@
-"""What a report says of each weight in codes, as plain JSON values."""
+"""What there is to tell of each weight in codes, as plain JSON values."""
 
 from __future__ import annotations
 
