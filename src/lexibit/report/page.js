@@ -67,6 +67,7 @@
         table.columns.forEach((column, index) => {
           const cell = line.insertCell();
           cell.className = isNumber(column.kind) ? "n" : "t";
+          cell.classList.toggle("screen", !column.printed);
           if (column.kind === "code" && row[index]) {
             const lines = String(row[index]);
             const folded = make("details");
@@ -86,6 +87,7 @@
       const cell = make("th", null, { scope: "col" });
       const button = make("button", column.title, { type: "button" });
       if (isNumber(column.kind)) cell.className = "n";
+      cell.classList.toggle("screen", !column.printed);
       button.addEventListener("click", () => {
         sorting.down = sorting.column === index && !sorting.down;
         sorting.column = index;

@@ -31,11 +31,13 @@ class Column:
         name: by which charts know it.
         title: over it.
         kind: ``text``, ``number``, ``whole``, ``seconds``, ``bytes`` or ``code``.
+        printed: whether it stands on paper too, where there is less room.
     """
 
     name: str
     title: str
     kind: str = "text"
+    printed: bool = True
 
 
 @dataclass(frozen=True)

@@ -62,11 +62,11 @@ _CELLS = [
     Column("tune_seconds", "tune s", "seconds"),
     Column("evaluate_seconds", "evaluate s", "seconds"),
     Column("peak_memory", "peak memory", "bytes"),
-    Column("at", "at"),
-    Column("commands", "commands", "code"),
-    Column("machine", "machine", "code"),
-    Column("versions", "versions", "code"),
-    Column("cell", "cell"),
+    Column("at", "at", printed=False),
+    Column("commands", "commands", "code", printed=False),
+    Column("machine", "machine", "code", printed=False),
+    Column("versions", "versions", "code", printed=False),
+    Column("cell", "cell", printed=False),
 ]
 _FAILURES = [
     Column("model", "model"),
@@ -74,9 +74,8 @@ _FAILURES = [
     Column("scheme", "scheme"),
     Column("bits", "bits", "whole"),
     Column("seed", "seed", "whole"),
-    Column("error", "error", "code"),
-    Column("commands", "commands", "code"),
-    Column("cell", "cell"),
+    Column("error", "error"),
+    Column("cell", "cell", printed=False),
 ]
 
 
