@@ -55,6 +55,8 @@ def test_fields_can_be_changed_when_it_is_read(settings, write):
         ({"tasks": 5}, "tasks must be names"),
         ({"published": ["x"]}, "published must be a model's name"),
         ({"cpus": -1}, "cpus must be a number"),
+        ({"cpus": 1.5}, "cpus must be a number, whole and 1 or more, not 1.5"),
+        ({"gpus": -0.5}, "gpus must be a number, 0 or more"),
         ({"finetune": 3}, "finetune must be settings by name"),
         ({"published": {"other": "bert-base"}}, "unknown setting in published 'other'"),
     ],
@@ -69,6 +71,8 @@ def test_what_is_no_study_is_one_message_that_names_the_field(settings, write, c
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("bits: [3]\nbits: [4]", "is no YAML: 'bits' is given twice"),
+        ("schemes: {a: {bits: 3}, a: {bits: 4}}", "is no YAML: 'a' is given twice"),
         ("a: [", "is no YAML"),
         ("- 1", "holds no study"),
         ("", "holds no study"),
@@ -121,5 +125,8 @@ def test_settings_of_a_model_and_a_task_add_to_the_studys(settings):
 def test_a_model_can_be_elsewhere(settings):
     study = Study(**settings).with_model("tiny", "/there")
     assert study.models == {"tiny": {"source": "/there"}}
+    created = {"lm": {"create": "awd-lstm", "option": {"layers": 2}, "tune": False}}
+    made = Study(**settings | {"models": created}).with_model("lm", "/there")
+    assert made.models == {"lm": {"tune": False, "source": "/there"}}
     with pytest.raises(LexibitError, match="unknown model of the study 'tinny': did you mean 'tiny'"):
         study.with_model("tinny", "/there")

@@ -100,10 +100,11 @@ class Study:
             settings = _settings(f"schemes.{label}", scheme)
             for axis in AXES:
                 _check_values(axis, f"schemes.{label}.{axis}", self.axis(axis, settings))
-        for name in ("cpus", "gpus"):
+        for name, kind, least in (("cpus", int, 1), ("gpus", int | float, 0)):
             number = getattr(self, name)
-            if isinstance(number, bool) or not isinstance(number, int | float) or number < 0:
-                raise LexibitError(f"{name} must be a number, 0 or more, not {number!r}")
+            if isinstance(number, bool) or not isinstance(number, kind) or number < least:
+                bound = f"{'whole and ' if kind is int else ''}{least} or more"
+                raise LexibitError(f"{name} must be a number, {bound}, not {number!r}")
         if isinstance(self.published, Mapping):
             _known("published", self.published, set(self.models))
         elif not isinstance(self.published, str | None):
@@ -135,7 +136,9 @@ class Study:
         """
         if name not in self.models:
             raise unknown("model of the study", name, self.models)
-        moved = {key: value for key, value in model_settings(self.models[name]).items() if key != "create"}
+        # one that was to be made from nothing is there already
+        made = {"create", "option"}
+        moved = {key: value for key, value in model_settings(self.models[name]).items() if key not in made}
         return replace(self, models={**self.models, name: {**moved, "source": source}})
 
     def how(self, command: str, model: str, task: str) -> Settings | None:
@@ -195,11 +198,24 @@ def model_settings(model: str | Settings) -> Settings:
 
 def _yaml(file: Path) -> Any:
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        return yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise LexibitError(f"{file}: cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise LexibitError(f"{file}: is no YAML: {' '.join(str(error).split())}") from error
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML's safe loader, but that a name that is given twice is an error, and not lost."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names = [self.construct_object(name, deep=True) for name, _ in node.value]
+        for place, name in enumerate(names):
+            if name in names[:place]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name!r} is given twice", node.value[place][0].start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def _python(file: Path) -> Any:
@@ -243,7 +259,7 @@ def _check_values(axis: str, where: str, values: Sequence[Any]) -> None:
 def _known(what: str, settings: Settings, known: set[str]) -> None:
     for name in settings:
         if name not in known:
-            raise LexibitError(str(unknown(f"setting in {what}", name, known)))
+            raise unknown(f"setting in {what}", name, known)
 
 
 def _example(axis: str) -> str:

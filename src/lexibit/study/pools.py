@@ -201,6 +201,8 @@ class Cluster:
             )
         self._memory = int(max(resources.get("memory", 0) for resources in fit))
         self._most = self._count()
+        # made once: each that is made is sent to the cluster
+        self._remote = self._ray.remote(max_retries=_TRIES)(_with_threads)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -216,7 +218,7 @@ class Cluster:
 
     def submit(self, function: Callable[[Step], Any], step: Step) -> Future[Any]:
         """Begin a step; if its machine is lost, another does it."""
-        remote = self._ray.remote(max_retries=_TRIES)(_with_threads).options(
+        remote = self._remote.options(
             num_cpus=step.cpus, num_gpus=step.gpus, memory=min(step.memory, self._memory)
         )
         self._running += 1
