@@ -40,14 +40,23 @@ def replacing(path: Path) -> Iterator[Path]:
         staged.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text to a file.
+
+    Raises:
+        LexibitError: it cannot be written.
+    """
+    with replacing(path) as staged:
+        staged.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON document to a file.
 
     Raises:
         LexibitError: it cannot be written.
     """
-    with replacing(path) as staged:
-        staged.write_text(to_json(value) + "\n", encoding="utf-8")
+    write_text(path, to_json(value) + "\n")
 
 
 def to_json(value: Any) -> str:

@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from lexibit import checkpoint
 from lexibit.errors import LexibitError
-from lexibit.files import replacing
+from lexibit.files import write_text
 from lexibit.scores import ScoreLine
 
 TAG = "lexibit"
@@ -148,8 +148,7 @@ def write_card(folder: Path, text: str) -> None:
     Raises:
         LexibitError: it cannot be written.
     """
-    with replacing(folder / README) as staged:
-        staged.write_text(text, encoding="utf-8")
+    write_text(folder / README, text)
 
 
 def facts_of(folder: Path) -> dict[str, str]:

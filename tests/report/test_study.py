@@ -5,6 +5,8 @@ import math
 
 import pytest
 
+from lexibit import search
+from lexibit.report import plan
 from lexibit.report.study import AVERAGE, mark_front, render_study, summary
 
 ABOUT = {"name": "GLUE in few bits", "about": "What is left.", "published": None}
@@ -99,6 +101,10 @@ def test_the_front_has_what_no_smaller_model_beats():
     assert [row["front"] for row in rows] == [True, True, False, True, False, False, False]
     mark_front(rows, higher=False)
     assert [row["front"] for row in rows] == [False, True, False, False, False, False, False]
+
+
+def test_the_stage_that_is_no_step_is_called_as_searches_call_it():
+    assert plan._ALONE == search.ALONE
 
 
 def test_scores_that_are_no_numbers_break_nothing(study_results, described):

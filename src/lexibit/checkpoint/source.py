@@ -70,7 +70,7 @@ def find(source: str | Path, *, weights: bool = True) -> Path:
             raise LexibitError(f"{path}: give a model folder or a .safetensors file")
         return path.parent if (path.parent / "config.json").is_file() else path
     if path.is_dir():
-        if not (path / "config.json").is_file() and not _holds_codes(path):
+        if not (path / "config.json").is_file() and not holds_codes(path):
             raise LexibitError(
                 f"{path}: no config.json in it: give a folder written by save_pretrained, or a "
                 ".safetensors file"
@@ -87,7 +87,12 @@ def find(source: str | Path, *, weights: bool = True) -> Path:
         ) from error
 
 
-def _holds_codes(folder: Path) -> bool:
+def holds_codes(folder: Path) -> bool:
+    """Whether there are weights in codes in a folder's safetensors files.
+
+    Raises:
+        FormatError: what is recorded of them is damaged.
+    """
     return bool(format.read_index(sorted(folder.glob("*.safetensors"))))
 
 

@@ -14,7 +14,7 @@ from lexibit import report as reports
 from lexibit.cli.options import BaseModel
 from lexibit.cli.show import console, size
 from lexibit.errors import LexibitError
-from lexibit.files import replacing
+from lexibit.files import write_text
 from lexibit.scores import read_scores
 
 
@@ -87,7 +87,7 @@ def report(
             sys.stdout.write(text)
             return
         else:
-            _write(out, text)
+            write_text(out, text)
         console.print(f"[bold]{out}[/]: written", highlight=False)
         return
     _refuse("goes with --card", {"name": name, "base-model": base_model, "write": write or None})
@@ -100,7 +100,7 @@ def report(
     else:
         floats = None if against is None else checkpoint.find(against)
         text = reports.of_checkpoint(checkpoint.find(source), floats, search, lines)
-    _write(out, text)
+    write_text(out, text)
     console.print(f"[bold]{out}[/]: written, {size(len(text.encode()))}", highlight=False)
 
 
@@ -108,11 +108,6 @@ def _refuse(why: str, options: Mapping[str, object]) -> None:
     for name, value in options.items():
         if value is not None:
             raise LexibitError(f"--{name} {why}")
-
-
-def _write(out: Path, text: str) -> None:
-    with replacing(out) as staged:
-        staged.write_text(text, encoding="utf-8")
 
 
 def _is_study(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from lexibit import memory as memory_sizes
 from lexibit.cli.show import Json, console, number, print_json, table
 from lexibit.errors import LexibitError
-from lexibit.files import replacing
+from lexibit.files import write_text
 
 app = typer.Typer(
     name="study",
@@ -198,8 +198,7 @@ def print_table(
     if out is None:
         sys.stdout.write(text)
         return
-    with replacing(out) as staged:
-        staged.write_text(text, encoding="utf-8")
+    write_text(out, text)
     console.print(f"[bold]{escape(str(out))}[/]: written", highlight=False)
 
 
@@ -218,15 +217,14 @@ def _asked(file: Path, out: Path | None, data: Path | None, models: list[str] | 
 
 def _told(row: dict[str, Any]) -> str:
     """A cell and its score, on a line."""
-    labels = [row["model"], row["task"], row["scheme"], f"{row['bits']} bits"]
-    labels += [str(row[name]) for name in ("groups", "importance") if row[name] is not None]
-    labels += ["tuned"] if row["tuned"] else []
-    labels += [f"seed {row['seed']}"]
+    from lexibit import study
+
+    name = escape(f"{study.called(row)}, seed {row['seed']}")
     if row.get("error"):
-        return f"{escape(', '.join(labels))}: [red]failed[/]: {escape(row['error'])}"
+        return f"{name}: [red]failed[/]: {escape(row['error'])}"
     score, low, high = (nan if row[name] is None else row[name] for name in ("score", "low", "high"))
     spread = f"({number(low)} to {number(high)})"
-    return f"{escape(', '.join(labels))}: {row['metric']} {number(score)} {spread}"
+    return f"{name}: {row['metric']} {number(score)} {spread}"
 
 
 def _cell(value: Any) -> str:

@@ -39,22 +39,9 @@ _SCORES = [
 
 
 def checkpoint_page(
-    folder: Path,
-    against: Path | None = None,
-    search: Path | None = None,
-    scores: Sequence[ScoreLine] = (),
+    folder: Path, against: Path | None, search: Path | None, scores: Sequence[ScoreLine]
 ) -> str:
-    """The report on a quantized folder, or file, as HTML.
-
-    Args:
-        folder: quantized.
-        against: the float model that it was made from, for errors and histograms.
-        search: the plan of ``lexibit search``; the folder's own ``search.json``, if it has one, if not given.
-        scores: what is known of its quality.
-
-    Raises:
-        LexibitError: the folder is not quantized, the float model is another, or the plan is none.
-    """
+    """See :func:`lexibit.report.of_checkpoint`, which needs none of this module's packages to be read."""
     if search is None and (folder / "search.json").is_file():
         search = folder / "search.json"
     found = None if search is None else read_plan(search)

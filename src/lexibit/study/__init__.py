@@ -7,7 +7,7 @@ with needs_extra("study"):
     from lexibit.study.definition import Study, read
     from lexibit.study.runner import Done, finished, run
     from lexibit.study.store import Store, about, is_study, results, weights
-    from lexibit.study.table import Table, table, written
+    from lexibit.study.table import Table, called, table, written
 
 __all__ = [
     "Cell",
@@ -16,6 +16,7 @@ __all__ = [
     "Study",
     "Table",
     "about",
+    "called",
     "cells",
     "finished",
     "is_study",

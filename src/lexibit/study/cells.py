@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lexibit import checkpoint, models, tasks
+from lexibit import models, tasks
 from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError, unknown
 from lexibit.study import digests, published
@@ -89,19 +89,19 @@ class _Cells:
         self.study, self.model, self.task, self.seed = study, model, task, seed
         data = study.by_task()[task].get("data", study.data)
         self.data = None if data is None else str(data)
-        self.place = f"{model} on {task}"
         tasks.task(task)
-        said = model_settings(study.models[model])
-        self.source = str(said["source"]) if "source" in said else None
-        self.created = said
-        if self.source is None and said["create"] not in models.names():
-            raise unknown(f"model to create in models.{model}", said["create"], models.names())
+        self.said = model_settings(study.models[model])
+        self.source = str(self.said["source"]) if "source" in self.said else None
+        if self.source is None and self.said["create"] not in models.names():
+            raise unknown(f"model to create in models.{model}", self.said["create"], models.names())
         # of a model made from nothing, nobody knows before it is made
-        self.memory = 0 if self.source is None else _nbytes(checkpoint.find(self.source))
+        self.memory = 0 if self.source is None else _nbytes(digests.located(self.source))
+        self.evaluating = self._evaluating()
 
     def all(self) -> Iterator[Cell]:
         floats = self._floats()
-        yield self._cell(floats, FLOAT, 32, None, None, tuned=False)
+        yield self._cell(floats, FLOAT, {"bits": 32, "groups": None, "importance": None}, tuned=False)
+        tuning = self._training(TUNE)
         for scheme, settings in self.study.by_scheme().items():
             own = {name: value for name, value in settings.items() if name not in AXES}
             planned = _PLANS & own.keys()
@@ -109,76 +109,69 @@ class _Cells:
             several = product(*([None] if planned else self.study.axis(name, settings) for name in AXES))
             for values in dict.fromkeys(several):
                 axes = dict(zip(AXES, values, strict=True))
-                quantized, config = self._quantized(floats, scheme, own, axes | {"seed": self.seed})
+                quantized, config = self._quantized(
+                    floats, scheme, own, {} if planned else axes | {"seed": self.seed}
+                )
                 axes["bits"] = config.bits
-                yield self._cell(quantized, scheme, **axes, tuned=False)
-                if (how := self.study.how(TUNE, self.model, self.task)) is not None:
-                    yield self._cell(self._trained(TUNE, quantized, how), scheme, **axes, tuned=True)
+                yield self._cell(quantized, scheme, axes, tuned=False)
+                if tuning is not None:
+                    yield self._cell(self._step(TUNE, quantized, *tuning), scheme, axes, tuned=True)
 
     def _floats(self) -> Step | str:
-        how = self.study.how("finetune", self.model, self.task)
-        if how is not None:
-            return self._trained(FINETUNE, self.source, how)
+        training = self._training(FINETUNE)
+        if training is not None:
+            return self._step(FINETUNE, self.source, *training)
         if self.source is None:
             raise LexibitError(f"models.{self.model}: is made from nothing: say how to finetune it")
         return self.source
 
-    def _trained(self, command: str, model: Step | str | None, how: Settings) -> Step:
-        with_task = {"task": self.task, "data": self.data, "seed": self.seed}
-        if command == FINETUNE and model is None:
-            with_task |= {"model": self.created["create"], "option": self.created.get("option")}
-        with _at(f"{command} of {self.place}"):
-            options = self._options(command, how, with_task)
+    def _training(self, command: str) -> tuple[list[str], str] | None:
+        """The options of ``finetune`` or ``tune``, and the digest of its examples; None if it is not done."""
+        how = self.study.how(command, self.model, self.task)
+        if how is None:
+            return None
+        ours = {"task": self.task, "data": self.data, "seed": self.seed}
+        if command == FINETUNE and self.source is None:
+            ours |= {"model": self.said["create"], "option": self.said.get("option")}
+        with _at(f"{command} of {self.model} on {self.task}"):
+            options = self._options(command, how, ours)
             check_training(command, options)
         tasks.trainable(self.task)
-        examples = digests.of_examples(self.task, self.data, "train", "dev")
-        return self._step(command, model, options, examples)
+        return options, digests.of_examples(self.task, self.data, "train", "dev")
+
+    def _evaluating(self) -> tuple[list[str], str]:
+        """The options of ``evaluate``, and the digest of its examples."""
+        how = self.study.how(EVALUATE, self.model, self.task) or {}
+        with _at(f"{EVALUATE} of {self.model} on {self.task}"):
+            options = self._options(EVALUATE, how, {"task": self.task, "data": self.data})
+            check(EVALUATE, options)
+        return options, digests.of_examples(self.task, self.data, str(how.get("split", "dev")))
 
     def _quantized(
-        self, floats: Step | str, scheme: str, own: Settings, axes: Settings
+        self, floats: Step | str, scheme: str, own: Settings, ours: Settings
     ) -> tuple[Step, LexibitConfig]:
-        place = f"schemes.{scheme}"
         calibrated_on = str(own.get("calibrate", ""))
         content = []
         if calibrated_on.startswith("task:"):
             own = {"data": self.data} | dict(own)
             data = None if own["data"] is None else str(own["data"])
             content = [digests.of_examples(calibrated_on.removeprefix("task:"), data, "train")]
-        if _PLANS & own.keys():
-            axes = {}
-        with _at(place):
-            options = self._options(QUANTIZE, own, axes)
+        with _at(f"schemes.{scheme}"):
+            options = self._options(QUANTIZE, own, ours)
             config = configuration(options)
             content += [digests.of_path(file) for file in importance_files(config)]
             return self._step(QUANTIZE, floats, options, *content), config
 
-    def _cell(
-        self,
-        model: Step | str,
-        scheme: str,
-        bits: int,
-        groups: str | None,
-        importance: str | None,
-        *,
-        tuned: bool,
-    ) -> Cell:
-        how = self.study.how("evaluate", self.model, self.task) or {}
-        with _at(f"{EVALUATE} of {self.place}"):
-            options = self._options(EVALUATE, how, {"task": self.task, "data": self.data})
-            check(EVALUATE, options)
-        split = str(how.get("split", "dev"))
-        examples = digests.of_examples(self.task, self.data, split)
+    def _cell(self, model: Step | str, scheme: str, axes: Settings, *, tuned: bool) -> Cell:
         labels = {
             "model": self.model,
             "task": self.task,
             "scheme": scheme,
-            "bits": bits,
-            "groups": groups,
-            "importance": importance,
+            **axes,
             "tuned": tuned,
             "seed": self.seed,
         }
-        return Cell(labels, self._step(EVALUATE, model, options, examples))
+        return Cell(labels, self._step(EVALUATE, model, *self.evaluating))
 
     def _options(self, command: str, settings: Settings, ours: Settings) -> list[str]:
         from lexibit.cli import calls

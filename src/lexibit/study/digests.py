@@ -11,8 +11,6 @@ from typing import Any
 from lexibit import checkpoint, tasks
 from lexibit.errors import LexibitError
 
-_CHUNK = 1 << 22
-
 
 def of(*parts: Any) -> str:
     """Of plain values, in hexadecimal digits."""
@@ -21,11 +19,8 @@ def of(*parts: Any) -> str:
 
 def of_file(file: Path) -> str:
     """Of a file's bytes."""
-    digest = hashlib.sha256()
-    with file.open("rb", buffering=0) as opened:
-        while block := opened.read(_CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @cache
@@ -58,6 +53,12 @@ def of_examples(task: str, data: str | None, *splits: str) -> str:
     return tasks.digest(*(chosen.read(None if data is None else Path(data), split) for split in splits))
 
 
+@cache
+def located(source: str) -> Path:
+    """Where a model is on this disk; looked for once a process, as the hub is asked each time."""
+    return checkpoint.find(source).absolute()
+
+
 def of_model(source: str) -> str:
     """Of a model's folder or file, on this disk or the hub."""
-    return of_path(checkpoint.find(source))
+    return of_path(located(source))

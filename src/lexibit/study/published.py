@@ -91,7 +91,7 @@ def beside(
     # the exact optimum, which is the default here, is nobody's table
     if wanted == "kmeans" and options.get("init") != "k-means++":
         return []
-    iterations = int(options.get("iterations", ITERATIONS))
+    iterations = options.get("iterations", ITERATIONS)
     return [
         cell
         for cell in published()
@@ -106,9 +106,9 @@ def beside(
 
 def _options(given: Any) -> dict[str, Any]:
     """Options of a scheme, as settings by name or as ``NAME=VALUE``."""
-    if isinstance(given, Mapping):
-        return dict(given)
-    return dict(text.partition("=")[::2] for text in given or [])
+    from lexibit.cli.options import settings_by_name
+
+    return dict(given) if isinstance(given, Mapping) else settings_by_name(given)
 
 
 def _cell(row: dict[str, str]) -> Published:

@@ -253,9 +253,10 @@ def _rows(cell: Cell, study: str, store: Store) -> list[dict[str, Any]]:
         "machine": last["machine"],
         "at": last["at"],
     }
-    names = {"metric": "metric", "value": "score", "low": "low", "high": "high", "higher": "higher"}
     return [
-        shared | {"examples": score["examples"]} | {ours: score[theirs] for theirs, ours in names.items()}
+        shared
+        | {"score": score["value"]}
+        | {name: score[name] for name in ("metric", "low", "high", "higher", "examples")}
         for score in scores
     ]
 

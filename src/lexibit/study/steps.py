@@ -5,13 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from lexibit import __version__, checkpoint
-from lexibit.checkpoint.source import headers
+from lexibit.checkpoint.source import headers, holds_codes
 from lexibit.config import LexibitConfig
 from lexibit.errors import LexibitError
 from lexibit.study import digests
@@ -68,10 +67,8 @@ class Step:
         Args:
             steps: the folder of all steps.
         """
-        out = str(self.out(steps))
-        model = [str(self.model.out(steps)) if isinstance(self.model, Step) else self.model or ""]
-        if self.model is None:
-            model = []
+        out, source = str(self.out(steps)), self.source(steps)
+        model = [] if source is None else [str(source)]
         if self.command == QUANTIZE:
             return [self.command, *model, out, *self.options]
         return [self.command, *model, *self.options, "--out", out]
@@ -84,16 +81,20 @@ class Step:
         """Where its result goes."""
         return steps / self.name / ("scores.json" if self.command == EVALUATE else "model")
 
+    def source(self, steps: Path) -> Path | None:
+        """The folder, or file, of the model that it works on; None if that is made from nothing."""
+        if isinstance(self.model, Step):
+            return self.model.out(steps)
+        return None if self.model is None else Path(self.model)
+
     def float_model(self, steps: Path) -> Path | None:
-        """The float model that its own was quantized from; None if it is no such model."""
-        one: Step | str | None = self
-        quantized = False
-        while isinstance(one, Step) and one.command != FINETUNE:
-            quantized |= one.command == QUANTIZE
+        """What its model was quantized from; None if that was never quantized."""
+        one = self
+        while one.command != QUANTIZE:
+            if not isinstance(one.model, Step):
+                return None
             one = one.model
-        if not quantized or one is None:
-            return None
-        return one.out(steps) if isinstance(one, Step) else checkpoint.find(one)
+        return one.source(steps)
 
     def work(self, steps: Path) -> dict[str, Any]:
         """Do it.
@@ -109,11 +110,8 @@ class Step:
         # results appear when they are whole: one that is there was not noted before a kill
         if not self.out(steps).exists():
             calls.call(self.words(steps))
-        if self.command != EVALUATE:
-            return {}
-        return _facts(
-            self.model.out(steps) if isinstance(self.model, Step) else checkpoint.find(self.model or "")
-        )
+        source = self.source(steps)
+        return {} if self.command != EVALUATE or source is None else _facts(source)
 
 
 def step(
@@ -146,11 +144,11 @@ def step(
             identity[place] = digests.of_model(word) if flag == "--teacher" else digests.of_path(Path(word))
         if flag in (*_FILES, "--data") and Path(word).exists():
             words[place] = str(Path(word).absolute())
-    if isinstance(model, Step):
-        inside: str | None = model.key
+    if isinstance(model, str):
+        model = str(digests.located(model))
+        inside: str | None = digests.of_path(Path(model))
     else:
-        inside = None if model is None else digests.of_model(model)
-        model = None if model is None else str(checkpoint.find(model).absolute())
+        inside = None if model is None else model.key
     key = digests.of(__version__, command, inside, identity, content)
     return Step(key, command, tuple(words), model, _PROGRAM + _TIMES[command] * memory, cpus, gpus)
 
@@ -168,10 +166,6 @@ def check(command: str, options: list[str]) -> Any:
 
     out = ["out"] if command == QUANTIZE else ["--out", "out"]
     created = command == FINETUNE and "--model" in options
-    for flag, word in pairwise(options):
-        is_file = flag in _FILES and not word.startswith("task:") and "=" not in word and flag != "--teacher"
-        if is_file and not Path(word).exists():
-            raise LexibitError(f"{flag.removeprefix('--')}: {word}: no such file")
     return calls.parsed([command, *([] if created else ["model"]), *out, *options])
 
 
@@ -194,7 +188,11 @@ def configuration(options: list[str]) -> LexibitConfig:
     """
     from lexibit.cli.options import config_of
 
-    return config_of(check(QUANTIZE, options))
+    parsed = check(QUANTIZE, options)
+    texts = parsed.params["calibrate"]
+    if texts is not None and not texts.startswith("task:") and not Path(texts).is_file():
+        raise LexibitError(f"calibrate: {texts}: no such file")
+    return config_of(parsed)
 
 
 def importance_files(config: LexibitConfig) -> list[Path]:
@@ -213,10 +211,9 @@ def importance_files(config: LexibitConfig) -> list[Path]:
 
 def _facts(folder: Path) -> dict[str, Any]:
     """How large a model is, from the bytes on disk."""
-    try:
-        contents = checkpoint.inspect(folder)
-    except LexibitError:
+    if not holds_codes(folder):
         return _float_facts(folder)
+    contents = checkpoint.inspect(folder)
     return {
         "bytes": contents.file_bytes,
         "parameters": contents.parameters,

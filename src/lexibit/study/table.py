@@ -95,7 +95,7 @@ def table(folder: str | Path, *, model: str | None = None, metric: str | None = 
         line["smaller"] = None if whole is None else _sizes(whole)["MB"] / line["MB"]
         line["kept"] = None if whole is None else _kept(cells, whole, list(tasks), list(higher.values()))
         few += [
-            f"{_called(line | {'task': task})}: {count} of {seeds} seeds"
+            f"{called(line | {'task': task})}: {count} of {seeds} seeds"
             for task in tasks
             if 0 < (count := (cells["task"] == task).sum()) < seeds
         ]
@@ -118,7 +118,7 @@ def _failures(failed: pd.DataFrame) -> list[str]:
     """Each error once, with the cells that it befell."""
     told: dict[str, list[str]] = {}
     for row in failed.to_dict("records"):
-        told.setdefault(row["error"], []).append(f"{_called(row)}, seed {row['seed']}")
+        told.setdefault(row["error"], []).append(f"{called(row)}, seed {row['seed']}")
     return [f"{'; '.join(cells)}: {error}" for error, cells in told.items()]
 
 
@@ -216,7 +216,8 @@ def _of_tasks(
     return found
 
 
-def _called(row: Mapping[str, Any]) -> str:
+def called(row: Mapping[str, Any]) -> str:
+    """A cell, or a line of the table on a task, in words: model, task, scheme, bits and what else differs."""
     labels = [row["model"], row["task"], row["scheme"], f"{row['bits']} bits"]
     labels += [str(row[name]) for name in ("groups", "importance") if isinstance(row[name], str)]
     return ", ".join([*labels, *(["tuned"] if row["tuned"] else [])])
