@@ -7,6 +7,8 @@ import shutil
 from collections import Counter
 
 import pytest
+import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from lexibit import LexibitError
@@ -38,6 +40,15 @@ def test_every_combination_is_a_cell(settings):
     ]
     assert labels == [(*one, seed) for seed in (0, 1) for one in [("float", 32, False), *quantized]]
     assert len({cell.key for cell in found}) == len(found)
+
+
+def test_a_float_model_has_the_bits_of_its_own_parameters(settings, tiny, tmp_path):
+    half = transformers.BertModel.from_pretrained(tiny, dtype=torch.bfloat16)
+    shutil.copytree(tiny, tmp_path / "half")
+    half.save_pretrained(tmp_path / "half")
+    study = Study(**settings | {"models": {"half": str(tmp_path / "half"), "tiny": str(tiny)}})
+    floats = [cell.labels for cell in cells(study) if cell.labels["scheme"] == "float"]
+    assert [(one["model"], one["bits"]) for one in floats] == [("half", 16), ("tiny", 32)]
 
 
 def test_a_model_is_trained_once_and_a_scheme_fitted_once(settings):

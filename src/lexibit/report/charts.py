@@ -53,11 +53,11 @@ def bits_score(series: list[str]) -> dict[str, Any]:
         series: all that have a colour of their own, the same in every chart.
     """
     data = alt.Chart(alt.NamedData("by_bits"))
-    base = data.transform_filter("datum.bits < 32").encode(
+    base = data.transform_filter("datum.state !== 'float'").encode(
         x=alt.X("bits:O", title="bits of a code", axis=alt.Axis(labelAngle=0)), color=_series(series)
     )
     floats = (
-        data.transform_filter("datum.bits >= 32")
+        data.transform_filter("datum.state === 'float'")
         .mark_rule(strokeDash=[2, 3], color=_FG)
         .encode(y=_score(), tooltip=["series:N", alt.Tooltip("score:Q", format=".2f")])
     )

@@ -11,9 +11,9 @@ import pandas as pd
 
 from lexibit.report import charts, models
 from lexibit.report.page import Block, Chart, Column, Section, Table, render, size, within
+from lexibit.study.definition import FLOAT
 from lexibit.study.table import with_worst
 
-FLOAT_BITS = 32
 AVERAGE = "average"
 # bytes that parts of a page may take, so that all of it stays below 5 MB
 _ROOM_POINTS = 400_000  # twice, for two charts
@@ -126,7 +126,7 @@ def summary(done: pd.DataFrame) -> list[list[Any]]:
     lines = done[done["metric"] == first].copy()
     lines["score"] = with_worst(lines)
     lines["series"] = _series(lines)
-    floats = lines[lines["bits"] >= FLOAT_BITS].drop_duplicates(["model", "task", "seed"])
+    floats = lines[lines["scheme"] == FLOAT].drop_duplicates(["model", "task", "seed"])
     reference = floats.set_index(["model", "task", "seed"])["score"]
     keys = pd.MultiIndex.from_frame(lines[["model", "task", "seed"]])
     lines["float"] = reference.reindex(keys).to_numpy(dtype=float)
@@ -200,7 +200,7 @@ def _average(group: pd.DataFrame, tasks: set[str]) -> dict[str, Any] | None:
 
 def _row(task: str, group: pd.DataFrame) -> dict[str, Any]:
     one = group.iloc[0]
-    is_float = one["bits"] >= FLOAT_BITS
+    is_float = one["scheme"] == FLOAT
     return {
         "task": task,
         "model": one["model"],
@@ -270,7 +270,9 @@ def _scores(done: pd.DataFrame, shown: list[list[Any]]) -> list[Block]:
         "The line is the Pareto front: no smaller model is as good. Bars from the points are the range over "
         "seeds, or with one seed the 95 % interval over examples."
     )
-    series = list(dict.fromkeys(str(row[2]) for row in sorted(shown, key=lambda row: row[3] >= FLOAT_BITS)))
+    series = list(
+        dict.fromkeys(str(row[2]) for row in sorted(shown, key=lambda row: row[4] == charts.STATES[0]))
+    )
     by_bits = Table("by_bits", "Score by bits, in numbers", _POINTS, shown)
     return [
         Block(

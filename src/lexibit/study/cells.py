@@ -23,6 +23,7 @@ from lexibit.study.steps import (
     check,
     check_training,
     configuration,
+    float_bits,
     importance_files,
     step,
 )
@@ -100,7 +101,8 @@ class _Cells:
 
     def all(self) -> Iterator[Cell]:
         floats = self._floats()
-        yield self._cell(floats, FLOAT, {"bits": 32, "groups": None, "importance": None}, tuned=False)
+        bits = 32 if self.source is None else float_bits(digests.located(self.source))
+        yield self._cell(floats, FLOAT, {"bits": bits, "groups": None, "importance": None}, tuned=False)
         tuning = self._training(TUNE)
         for scheme, settings in self.study.by_scheme().items():
             own = {name: value for name, value in settings.items() if name not in AXES}

@@ -14,7 +14,7 @@ from lexibit.errors import LexibitError, unknown
 
 Settings = Mapping[str, Any]
 
-FLOAT = "float"  # the scheme of float models
+FLOAT = "float"  # what float models have in the place of a scheme
 AXES = ("bits", "groups", "importance")
 _TRAINED = ("finetune", "tune", "evaluate")
 

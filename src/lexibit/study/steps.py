@@ -222,8 +222,14 @@ def _facts(folder: Path) -> dict[str, Any]:
     }
 
 
+def float_bits(folder: Path) -> int:
+    """Of most parameters of a float model; training leaves them as they are."""
+    measured = _float_facts(folder)["bits_per_weight"]
+    return 32 if measured is None else round(measured)
+
+
 def _float_facts(folder: Path) -> dict[str, Any]:
-    files = sorted(folder.glob("*.safetensors"))
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
     if not files:  # PyTorch's own form says nothing of its tensors without loading them
         nbytes = sum(file.stat().st_size for file in folder.glob("*.bin"))
         return {"bytes": nbytes, "parameters": None, "bits_per_weight": None, "bits_per_parameter": None}
