@@ -138,7 +138,7 @@ class _Cells:
         with _at(f"{command} of {self.model} on {self.task}"):
             options = self._options(command, how, ours)
             check_training(command, options)
-        tasks.trainable(self.task)
+            tasks.trainable(self.task)
         return options, digests.of_examples(self.task, self.data, "train", "dev")
 
     def _evaluating(self) -> tuple[list[str], str]:
