@@ -246,6 +246,15 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
+def has_checkpoint(work: Path) -> bool:
+    """Whether a run that is at work there has a whole checkpoint."""
+    try:
+        return any(work.glob("checkpoint-*/trainer_state.json"))
+    except FileNotFoundError:
+        # a run begins by making its folder anew, which glob may be looking into
+        return False
+
+
 @pytest.mark.parametrize("command", ["finetune", "tune"])
 def test_a_run_that_was_killed_ends_in_the_bytes_of_one_that_was_not(
     untrained: Path, trained: Path, data: Path, tmp_path: Path, command: str
@@ -262,14 +271,15 @@ def test_a_run_that_was_killed_ends_in_the_bytes_of_one_that_was_not(
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     subprocess.run([*line, "--out", unbroken], check=True, env=environment, capture_output=True)
-    killed = subprocess.Popen([*line, "--out", broken], env=environment, stdout=subprocess.DEVNULL)
     work = tmp_path / "broken.training"
     deadline = time.monotonic() + 300
-    while not list(work.glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
-        assert killed.poll() is None, "it ended before it could be killed"
-        time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    with subprocess.Popen([*line, "--out", broken], env=environment, stdout=subprocess.DEVNULL) as killed:
+        try:
+            while not has_checkpoint(work) and time.monotonic() < deadline:
+                assert killed.poll() is None, "it ended before it could be killed"
+                time.sleep(0.002)
+        finally:
+            killed.send_signal(signal.SIGKILL)
     assert not broken.exists()
     first = min(work.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
     # as if it had been killed in the middle of its second checkpoint
