@@ -133,6 +133,18 @@ def test_a_setting_of_tuning_leaves_the_cells_before_it_as_they_are(settings):
     assert same == {labels for labels in before if not dict(labels)["tuned"]}
 
 
+def test_a_scheme_is_calibrated_on_the_task_of_each_cell(settings):
+    schemes = {"calibrated": {"calibrate": "task"}}
+    named = {"calibrated": {"calibrate": "task:classification"}}
+    own, same = (cells(Study(**settings | {"schemes": one, "tune": None})) for one in (schemes, named))
+    assert [cell.key for cell in own] == [cell.key for cell in same]
+    quantized = [cell.steps()[-2].options for cell in own if cell.labels["scheme"] == "calibrated"]
+    assert quantized
+    for options in quantized:
+        assert options[options.index("--calibrate") + 1] == "task:classification"
+        assert "--data" in options
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -28,6 +28,9 @@ from lexibit.study.steps import (
     step,
 )
 
+OWN_TASK = "task"
+"""What a scheme calibrates on in each cell: what the cell's own task trains on."""
+
 _SET = "the study sets it"
 _PLANS = {"config", "plan"}  # options that say all of a quantization
 _REFUSED = {
@@ -153,6 +156,9 @@ class _Cells:
         self, floats: Step | str, scheme: str, own: Settings, ours: Settings
     ) -> tuple[Step, LexibitConfig]:
         calibrated_on = str(own.get("calibrate", ""))
+        if calibrated_on == OWN_TASK:
+            calibrated_on = f"task:{self.task}"
+            own = dict(own) | {"calibrate": calibrated_on}
         content = []
         if calibrated_on.startswith("task:"):
             own = {"data": self.data} | dict(own)

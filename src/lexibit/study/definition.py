@@ -35,6 +35,7 @@ class Study:
             ``evaluate``; or the names alone.
         schemes: by the name that tables call them, options of ``lexibit quantize``. A scheme's own ``bits``,
             ``groups`` and ``importance``, one or several, take the place of the study's.
+            ``calibrate: task`` is ``--calibrate task:NAME`` with the name of each cell's task.
         bits, groups, importance: the axes; None is the command's default.
         seeds: of everything random, but for evaluation, whose sample and intervals are the same for all.
         finetune: how float models are trained on a task before they are quantized; not at all if not given.
