@@ -296,7 +296,7 @@ void decode_rows(const Weight& weight, std::int64_t count, RowOf&& row_of, float
   const ExtraRows extra(weight);
   const std::int64_t columns = weight.own_columns();
   constexpr std::int64_t height = 16;
-  with_bits(weight.bits, [&](auto bits) {
+  with_constant(weight.bits, [&](auto bits) {
     parallel_for((count + height - 1) / height, threads, [&](std::int64_t part) {
       Decoder<decltype(bits)::get> decoder(weight, extra);
       Buffer<float> last(columns + lanes);
@@ -321,7 +321,7 @@ void embedding(const Weight& weight, const std::int64_t* ids, std::int64_t count
 void linear(const Weight& weight, const float* x, std::int64_t tokens, const float* bias, float* out,
             bool is_transposed, int threads) {
   const Product product{weight, x, tokens, bias, out, is_transposed};
-  with_bits(weight.bits, [&](auto bits) {
+  with_constant(weight.bits, [&](auto bits) {
     constexpr int k = decltype(bits)::get;
     if (is_transposed)
       transposed<k>(product, threads);

@@ -170,8 +170,8 @@ void multiply(const Product& product, std::int64_t first, std::int64_t end) {
   Table table(weight);
   Codes codes(weight);
   RoundedTable<bits> rounded;
-  Buffer<Short> memory(stride * (end - first) + 2 * shorts);
-  Short* tile = memory.data() + (32 - reinterpret_cast<std::uintptr_t>(memory.data()) % 32) % 32 / sizeof(Short);
+  Buffer<Short> memory(stride * (end - first) + shorts);
+  Short* tile = memory.data();
   float step[most_rows], middle[most_rows];
   for (std::int64_t run = 0; run < product.runs; ++run) {
     const std::int64_t column = run * product.run_columns, columns = product.columns_of(run);
@@ -248,7 +248,7 @@ void linear(const Weight& weight, const float* x, std::int64_t tokens, const flo
   const Product product{weight, tokens, bias, activation, out, run, runs, stride, numbers.data(), scale.data(), sum.data()};
   const std::int64_t height = std::clamp<std::int64_t>(tile_shorts / (run + shorts) / 3 * 3, 3, most_rows);
   const auto round = [&](std::int64_t token) { round_token(product, x + token * weight.columns, token); };
-  with_bits(weight.bits, [&](auto bits) {
+  with_constant(weight.bits, [&](auto bits) {
     const auto part = [&](std::int64_t i) {
       const std::int64_t first = i * height, end = std::min(weight.rows, first + height);
       multiply<decltype(bits)::get>(product, first, end);

@@ -16,8 +16,7 @@ constexpr std::int64_t chunk = 1024;  // columns of a tile: 128 KiB, which stays
 template <int bits>
 struct HalfRows {
   static constexpr int size = bits <= 3 ? 8 : 1 << bits;
-  const std::uint8_t* at[16];
-  int shift[16];
+  Place codes[16];
   alignas(64) Half level[16][size];
 };
 
@@ -27,13 +26,12 @@ class HalfLevels {
  public:
   explicit HalfLevels(const Weight& weight) : weight_(weight), table_(weight) {}
 
-  // Sixteen rows from `first` and a column on; those behind the last are the last one again.
-  const HalfRows<bits>& rows(std::int64_t first, std::int64_t column) {
+  // Some columns of sixteen rows from `first` on; those behind the last are the last one again.
+  const HalfRows<bits>& rows(std::int64_t first, std::int64_t column, std::int64_t columns) {
     const std::int64_t run = column / weight_.block_columns;
     for (int r = 0; r < 16; ++r) {
       const std::int64_t row = std::min(first + r, weight_.rows - 1);
-      const std::int64_t bit = (row * weight_.columns + column) * bits;
-      rows_.at[r] = weight_.codes + bit / 8, rows_.shift[r] = static_cast<int>(bit % 8);
+      rows_.codes[r] = vectors_.of(weight_, row, column, columns, r);
       const std::int64_t group = weight_.group(row, run);
       if (group == group_[r]) continue;
       group_[r] = group;
@@ -45,8 +43,6 @@ class HalfLevels {
     return rows_;
   }
 
-  const std::uint8_t* end() const { return weight_.codes + weight_.code_bytes; }
-
  private:
   static void round(const float* table, Half* out) {
     for (int i = 0; i < HalfRows<bits>::size; i += 8) {
@@ -57,6 +53,7 @@ class HalfLevels {
 
   const Weight& weight_;
   Table table_;
+  Vectors<bits> vectors_;
   std::int64_t group_[16] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
   HalfRows<bits> rows_;
 };
@@ -101,7 +98,7 @@ void decode_tile(HalfLevels<bits>& levels, std::int64_t first, std::int64_t coun
                  std::int64_t columns, Half* tile) {
   const Unpack<bits> unpack;
   for (std::int64_t begin = 0; begin < count; begin += 16) {
-    const HalfRows<bits>& rows = levels.rows(first + begin, column);
+    const HalfRows<bits>& rows = levels.rows(first + begin, column, columns);
     for (std::int64_t i = 0; i < columns; i += wide)
       for (int half = 0; half < 2; ++half) {
         const std::int64_t left = columns - i - 32 * half;
@@ -110,7 +107,7 @@ void decode_tile(HalfLevels<bits>& levels, std::int64_t first, std::int64_t coun
         __m512i level[16];
 #pragma GCC unroll 16
         for (int r = 0; r < 16; ++r) {
-          const __m512i codes = unpack(packed_at(rows.at[r] + i / 8 * bits, levels.end()), rows.shift[r]);
+          const __m512i codes = unpack(rows.codes[r], i);
           const __m256i mine = half ? _mm512_extracti64x4_epi64(codes, 1) : _mm512_castsi512_si256(codes);
           level[r] = _mm512_maskz_mov_epi16(some, halves<bits>(rows.level[r], _mm512_cvtepu8_epi16(mine)));
         }
@@ -179,8 +176,8 @@ void rows_of_tile(const HalfProduct& product, std::int64_t part) {
   const std::int64_t first = part * tile_rows, count = std::min(weight.rows - first, tile_rows);
   const std::int64_t run = std::min(weight.columns, weight.block_columns);
   HalfLevels<bits> levels(weight);
-  Buffer<Half> memory((std::min(run, chunk) + wide) * tile_rows + 32);
-  Half* tile = memory.data() + (64 - reinterpret_cast<std::uintptr_t>(memory.data()) % 64) % 64 / sizeof(Half);
+  Buffer<Half> memory((std::min(run, chunk) + wide) * tile_rows);
+  Half* tile = memory.data();
   for (std::int64_t column = 0, columns; column < weight.columns; column += columns) {
     columns = std::min({chunk, weight.columns - column, run - column % run});
     decode_tile<bits>(levels, first, count, column, columns, tile);
@@ -206,7 +203,7 @@ void linear(const Weight& weight, const float* x, std::int64_t tokens, const flo
       std::memcpy(numbers.data() + token * stride + i, &rounded, sizeof rounded);
     }
   };
-  with_bits(weight.bits, [&](auto bits) {
+  with_constant(weight.bits, [&](auto bits) {
     const auto multiply = [&](std::int64_t part) { rows_of_tile<decltype(bits)::get>(product, part); };
     run_phases({phase(tokens, round), phase((weight.rows + tile_rows - 1) / tile_rows, multiply)}, threads);
   });

@@ -20,6 +20,7 @@ namespace lexibit {
 namespace {
 
 constexpr std::int64_t wide = 64;  // codes that are decoded at once
+constexpr std::int64_t tile_rows = 64;  // of the weight, that a thread works on at a time
 constexpr int offset = 128;        // levels stand as unsigned bytes, and mean what is left without this
 
 struct Product {
@@ -76,6 +77,24 @@ inline std::int32_t sum_of(const std::int8_t* x, std::int64_t count) {
 
 // Levels rounded to bytes. ----------------------------------------------------------------------------------
 
+// The sums of sixteen vectors' numbers.
+inline __m512i sums_of(const __m512i (&row)[16]) {
+  __m512i two[8], four[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i)
+    two[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(row[2 * i], row[2 * i + 1]),
+                              _mm512_unpackhi_epi32(row[2 * i], row[2 * i + 1]));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+    four[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(two[2 * i], two[2 * i + 1]),
+                               _mm512_unpackhi_epi64(two[2 * i], two[2 * i + 1]));
+  const __m512i low = _mm512_add_epi32(_mm512_shuffle_i32x4(four[0], four[1], 0x44),
+                                       _mm512_shuffle_i32x4(four[0], four[1], 0xEE));
+  const __m512i high = _mm512_add_epi32(_mm512_shuffle_i32x4(four[2], four[3], 0x44),
+                                        _mm512_shuffle_i32x4(four[2], four[3], 0xEE));
+  return _mm512_add_epi32(_mm512_shuffle_i32x4(low, high, 0x88), _mm512_shuffle_i32x4(low, high, 0xDD));
+}
+
 // Sixteen vectors of sixteen numbers, the other way round.
 inline void transpose(__m512i (&row)[16]) {
   __m512i t[16];
@@ -110,8 +129,7 @@ template <int bits>
 struct Rows {
   static constexpr int size = bits <= 3 ? 8 : 1 << bits;   // of a row's table of floats
   static constexpr int bytes = size < 16 ? 16 : size;      // of bytes: eight levels stand twice
-  const std::uint8_t* at[16];
-  int shift[16];
+  Place codes[16];
   alignas(64) float step[16];
   alignas(64) float middle[16];
   alignas(64) std::uint8_t level[16][bytes];
@@ -187,11 +205,18 @@ class Unpack {
     byte_ = _mm512_load_si512(byte), bit_ = _mm512_load_si512(bit);
   }
 
-  // The codes that begin at a bit of the first byte. Bits above a code's own are anything.
-  __m512i operator()(__m512i packed, int shift) const {
+  // Where codes begin that begin at a bit of the first byte.
+  __m512i from(int shift) const { return _mm512_add_epi8(bit_, _mm512_set1_epi8(static_cast<char>(shift))); }
+
+  // The codes. Bits above a code's own are anything.
+  __m512i operator()(__m512i packed, __m512i from) const {
     if constexpr (bits == 8) return packed;
-    const __m512i bit = shift ? _mm512_add_epi8(bit_, _mm512_set1_epi8(static_cast<char>(shift))) : bit_;
-    return _mm512_multishift_epi64_epi8(bit, _mm512_permutexvar_epi8(byte_, packed));
+    return _mm512_multishift_epi64_epi8(from, _mm512_permutexvar_epi8(byte_, packed));
+  }
+
+  // Those from a multiple of 64 columns on.
+  __m512i operator()(Place codes, std::int64_t column) const {
+    return (*this)(_mm512_loadu_si512(codes.byte + column / 8 * bits), from(codes.shift));
   }
 
  private:
@@ -202,6 +227,7 @@ class Unpack {
 template <int bits>
 class LookUp {
  public:
+  LookUp() = default;
   explicit LookUp(const std::uint8_t* level) {
     if constexpr (bits <= 4)
       table_[0] = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(level)));
@@ -228,12 +254,28 @@ class LookUp {
   __m512i table_[count];
 };
 
-// What is left of the codes at an address, a vector of it; nothing is read behind the end.
-inline __m512i packed_at(const std::uint8_t* at, const std::uint8_t* end) {
-  const std::int64_t left = end - at;
-  if (left >= 64) return _mm512_loadu_si512(at);
-  return left <= 0 ? _mm512_setzero_si512() : _mm512_maskz_loadu_epi8((1ull << left) - 1, at);
-}
+// Codes that may be read a vector at a time, to the end of the vector that the last one begins in.
+template <int bits>
+class Vectors {
+ public:
+  // Those of some columns of a row, which is one of sixteen that are used at once: where they stand, or near the end of
+  // the weight a copy.
+  Place of(const Weight& weight, std::int64_t row, std::int64_t column, std::int64_t columns, int which) {
+    const std::int64_t bit = (row * weight.columns + column) * bits, left = weight.code_bytes - bit / 8;
+    const std::int64_t size = (columns - 1) / wide * 8 * bits + 64;
+    const std::uint8_t* codes = weight.codes + bit / 8;
+    if (left < size) {
+      std::uint8_t* copy = copies_.reserve(16 * size) + which * size;
+      std::memcpy(copy, codes, static_cast<std::size_t>(left));
+      std::memset(copy + left, 0, static_cast<std::size_t>(size - left));
+      codes = copy;
+    }
+    return {codes, static_cast<int>(bit % 8)};
+  }
+
+ private:
+  Buffer<std::uint8_t> copies_;
+};
 
 // A thread's means to decode rows of one weight.
 template <int bits>
@@ -245,12 +287,12 @@ class Levels {
   const Rows<bits>& rows(std::int64_t first, const Product& product, std::int64_t run) {
     constexpr int size = Rows<bits>::size;
     const std::int64_t column = run * product.run_columns, block = column / weight_.block_columns;
+    const std::int64_t columns = product.columns_of(run);
     const float* table[16];
     std::int64_t group[16];
     for (int r = 0; r < 16; ++r) {
       const std::int64_t row = std::min(first + r, weight_.rows - 1);
-      const std::int64_t bit = (row * weight_.columns + column) * bits;
-      rows_.at[r] = weight_.codes + bit / 8, rows_.shift[r] = static_cast<int>(bit % 8);
+      rows_.codes[r] = vectors_.of(weight_, row, column, columns, r);
       group[r] = weight_.group(row, block);
     }
     if (group[0] == group_ && group[15] == group_) return rows_;
@@ -269,15 +311,27 @@ class Levels {
     return rows_;
   }
 
-  const std::uint8_t* end() const { return weight_.codes + weight_.code_bytes; }
-
  private:
   const Weight& weight_;
   Table table_;
   Buffer<float> expanded_;
+  Vectors<bits> vectors_;
   std::int64_t group_ = -1;  // of all rows, or -1
   Rows<bits> rows_;
 };
+
+// Calls use with all tokens, `most` at a time at most and in parts of like size: how many as a constant, and the first.
+template <int most, class Use>
+void in_parts(std::int64_t tokens, Use&& use) {
+  const std::int64_t parts = (tokens + most - 1) / most;
+  for (std::int64_t part = 0, token = 0; part < parts; ++part) {
+    const std::int64_t some = (tokens - token + parts - part - 1) / (parts - part);
+    with_constant(static_cast<int>(some), [&](auto constant) {
+      if constexpr (decltype(constant)::get <= most) use(constant, token);
+    });
+    token += some;
+  }
+}
 
 // What is done with a finished sum. -------------------------------------------------------------------------
 
@@ -341,48 +395,76 @@ inline void finish(const Product& product, std::int64_t token, std::int64_t row,
   _mm512_mask_storeu_ps(out, rows, value);
 }
 
-// Few tokens: every row is decoded and used at once. --------------------------------------------------------
+// Few tokens: rows are decoded and used at once. ------------------------------------------------------------
 
-constexpr std::int64_t few_tokens = 8;
+constexpr std::int64_t few_tokens = 16;
 
-constexpr std::int64_t few_rows = 16;
-
-// Sixteen rows of the weight with T tokens, all there are.
+// How many rows are worked on together with T tokens: their sums, tables and places in a vector fit the registers.
 template <int bits, int T>
+constexpr int rows_together = bits >= 7 || T >= 5 ? 2 : 4;
+
+// Sixteen rows of a run with T tokens. The codes at `next` will be wanted next: a part of them is fetched with each vector.
+template <int bits, int T>
+void multiply_few(const Product& product, const Rows<bits>& rows, const Unpack<bits>& unpack, std::int64_t first,
+                  std::int64_t count, std::int64_t token, std::int64_t run, const char* next) {
+  constexpr int R = rows_together<bits, T>;
+  constexpr int lines = (R * bits + 7) / 8;
+  const std::int64_t columns = product.columns_of(run);
+  const std::int8_t* x = product.x + token * product.stride + run * product.run_columns;
+  __m512i sum[T][16];
+  for (int some = 0; some < 16; some += R) {
+    const std::uint8_t* at[R];
+    __m512i total[R][T], from[R];
+    LookUp<bits> look_up[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      at[r] = rows.codes[some + r].byte, from[r] = unpack.from(rows.codes[some + r].shift);
+      look_up[r] = LookUp<bits>(rows.level[some + r]);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) total[r][t] = _mm512_setzero_si512();
+    }
+    for (std::int64_t i = 0; i < columns; i += wide) {
+      __m512i level[R];
+      for (int line = 0; line < lines; ++line, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r)
+        level[r] = look_up[r](unpack(_mm512_loadu_si512(at[r] + i / 8 * bits), from[r]));
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        __m512i one = _mm512_loadu_si512(x + t * product.stride + i);
+        asm("" : "+v"(one));  // loaded once, and not again for each row
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) total[r][t] = _mm512_dpbusd_epi32(total[r][t], level[r], one);
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) _mm512_store_si512(&sum[t][some + r], total[r][t]);
+  }
+  for (int t = 0; t < T; ++t)
+    finish(product, token + t, first, first_sixteen(count), run, sums_of(sum[t]), _mm512_load_ps(rows.step),
+           _mm512_load_ps(rows.middle));
+}
+
+// A part of the weight's rows with all tokens.
+template <int bits>
 void from_codes(const Product& product, std::int64_t part) {
   const Weight& weight = product.weight;
   Levels<bits> levels(weight);
   const Unpack<bits> unpack;
-  const std::int64_t first = part * few_rows, count = std::min<std::int64_t>(weight.rows - first, few_rows);
-  for (std::int64_t run = 0; run < product.runs; ++run) {
-    alignas(64) std::int32_t total[T][16] = {};
-    const std::int64_t columns = product.columns_of(run);
-    const Rows<bits>& rows = levels.rows(first, product, run);
-    const std::int8_t* x = product.x + run * product.run_columns;
-    for (std::int64_t r = 0; r < count; ++r) {
-      const LookUp<bits> look_up(rows.level[r]);
-      const std::uint8_t* at = rows.at[r];
-      __m512i sum[T];
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) sum[t] = _mm512_setzero_si512();
-      for (std::int64_t i = 0; i < columns; i += wide, at += 8 * bits) {
-        const __m512i level = look_up(unpack(packed_at(at, levels.end()), rows.shift[r]));
-#pragma GCC unroll 8
-        for (int t = 0; t < T; ++t)
-          sum[t] = _mm512_dpbusd_epi32(sum[t], level, _mm512_loadu_si512(x + t * product.stride + i));
-      }
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) total[t][r] = _mm512_reduce_add_epi32(sum[t]);
+  const std::int64_t end = std::min(weight.rows, (part + 1) * tile_rows);
+  for (std::int64_t first = part * tile_rows; first < end; first += 16)
+    for (std::int64_t run = 0; run < product.runs; ++run) {
+      const Rows<bits>& rows = levels.rows(first, product, run);
+      const char* next = reinterpret_cast<const char*>(rows.codes[0].byte) + 2 * weight.columns * bits;
+      in_parts<8>(product.tokens, [&](auto some, std::int64_t token) {
+        multiply_few<bits, decltype(some)::get>(product, rows, unpack, first, end - first, token, run, next);
+      });
     }
-    for (int t = 0; t < T; ++t)
-      finish(product, t, first, first_sixteen(count), run, _mm512_load_si512(total[t]), _mm512_load_ps(rows.step),
-             _mm512_load_ps(rows.middle));
-  }
 }
 
 // Many tokens: tiles of rows are decoded once. --------------------------------------------------------------
-
-constexpr std::int64_t tile_rows = 64;
 
 // A tile: of each four columns the rows one after the other, four bytes each.
 template <int bits>
@@ -395,14 +477,13 @@ void decode_tile(const Product& product, Levels<bits>& levels, std::int64_t firs
     std::memcpy(step + begin, rows.step, sizeof rows.step);
     std::memcpy(middle + begin, rows.middle, sizeof rows.middle);
     // the next sixteen rows stand behind these: a part of them is fetched with each vector
-    const char* next = reinterpret_cast<const char*>(rows.at[15]) + columns * bits / 8;
+    const char* next = reinterpret_cast<const char*>(rows.codes[15].byte) + columns * bits / 8;
     for (std::int64_t i = 0; i < columns; i += wide) {
-      for (int line = 0; line < 2 * bits; ++line, next += 64) _mm_prefetch(next, _MM_HINT_T0);
+      for (int line = 0; line < 2 * bits; ++line, next += 64) _mm_prefetch(next, _MM_HINT_T1);
       __m512i level[16];
 #pragma GCC unroll 16
       for (int r = 0; r < 16; ++r) {
-        const __m512i packed = packed_at(rows.at[r] + i / 8 * bits, levels.end());
-        level[r] = LookUp<bits>(rows.level[r])(unpack(packed, rows.shift[r]));
+        level[r] = LookUp<bits>(rows.level[r])(unpack(rows.codes[r], i));
       }
       transpose(level);
 #pragma GCC unroll 16
@@ -451,21 +532,9 @@ void multiply(const Product& product, const std::uint8_t* tile, std::int64_t row
 template <int V>
 void multiply_all(const Product& product, const std::uint8_t* tile, std::int64_t row, std::int64_t count,
                   std::int64_t run, const float* step, const float* middle) {
-  const auto with = [&](auto use, std::int64_t token) { use(product, tile, row, count, token, run, step, middle); };
-  // six at a time at most, in parts of like size
-  const std::int64_t parts = (product.tokens + 5) / 6;
-  for (std::int64_t part = 0, token = 0; part < parts; ++part) {
-    const std::int64_t some = (product.tokens - token + parts - part - 1) / (parts - part);
-    switch (some) {
-      case 1: with(multiply<V, 1>, token); break;
-      case 2: with(multiply<V, 2>, token); break;
-      case 3: with(multiply<V, 3>, token); break;
-      case 4: with(multiply<V, 4>, token); break;
-      case 5: with(multiply<V, 5>, token); break;
-      case 6: with(multiply<V, 6>, token); break;
-    }
-    token += some;
-  }
+  in_parts<6>(product.tokens, [&](auto some, std::int64_t token) {
+    multiply<V, decltype(some)::get>(product, tile, row, count, token, run, step, middle);
+  });
 }
 
 // A tile's rows of the weight with all tokens.
@@ -475,8 +544,8 @@ void from_tiles(const Product& product, std::int64_t part) {
   const std::int64_t columns = (product.columns_of(0) + wide - 1) / wide * wide;
   const std::int64_t first = part * tile_rows, count = std::min(weight.rows - first, tile_rows);
   Levels<bits> levels(weight);
-  Buffer<std::uint8_t> memory(columns * tile_rows + 64);
-  std::uint8_t* tile = memory.data() + 63 - (reinterpret_cast<std::uintptr_t>(memory.data()) + 63) % 64;
+  Buffer<std::uint8_t> memory(columns * tile_rows);
+  std::uint8_t* tile = memory.data();
   alignas(64) float step[tile_rows], middle[tile_rows];
   for (std::int64_t run = 0; run < product.runs; ++run) {
     decode_tile<bits>(product, levels, first, count, run, tile, step, middle);
@@ -499,24 +568,13 @@ struct Parts {
 
 template <int bits>
 Parts parts_with(std::int64_t rows, std::int64_t tokens) {
-  const std::int64_t few = (rows + few_rows - 1) / few_rows;
-  switch (tokens) {
-    case 0: return {0, nullptr};
-    case 1: return {few, from_codes<bits, 1>};
-    case 2: return {few, from_codes<bits, 2>};
-    case 3: return {few, from_codes<bits, 3>};
-    case 4: return {few, from_codes<bits, 4>};
-    case 5: return {few, from_codes<bits, 5>};
-    case 6: return {few, from_codes<bits, 6>};
-    case 7: return {few, from_codes<bits, 7>};
-    case 8: return {few, from_codes<bits, 8>};
-    default: return {(rows + tile_rows - 1) / tile_rows, from_tiles<bits>};
-  }
+  if (!tokens) return {0, nullptr};
+  return {(rows + tile_rows - 1) / tile_rows, tokens <= few_tokens ? from_codes<bits> : from_tiles<bits>};
 }
 
 inline Parts parts_of(const Product& product) {
   Parts found{};
-  with_bits(product.weight.bits, [&](auto bits) {
+  with_constant(product.weight.bits, [&](auto bits) {
     found = parts_with<decltype(bits)::get>(product.weight.rows, product.tokens);
   });
   return found;

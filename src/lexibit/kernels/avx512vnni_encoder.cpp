@@ -182,10 +182,7 @@ void avx512vnni_encoder_layer(const EncoderLayer& layer, const float* x, std::in
     space.plan(query, tokens * all), space.plan(key, tokens * all), space.plan(value, tokens * all);
     space.plan(sum, tokens * hidden), space.plan(middle, tokens * hidden), space.plan(between, tokens * inner);
     space.plan(scale, tokens), space.plan(sums, tokens * runs), space.plan(numbers, tokens * stride_of(widest));
-    if (!turn) {
-      std::uint8_t* base = memory.reserve(space.used() + 64);
-      space.begin(base + 63 - (reinterpret_cast<std::uintptr_t>(base) + 63) % 64);
-    }
+    if (!turn) space.begin(memory.reserve(space.used()));
   }
   const auto rounded_for = [&](const Linear& linear) { return Rounded(linear.weight, numbers, scale, sums); };
   const auto product = [&](const Linear& linear, Activation activation, float* to) {

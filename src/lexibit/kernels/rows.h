@@ -18,10 +18,10 @@ struct Constant {
   static constexpr int get = value;
 };
 
-// Calls use with a number of bits as a constant.
+// Calls use with a number from 1 to 8, as of bits, as a constant.
 template <class Use>
-void with_bits(int bits, Use&& use) {
-  switch (bits) {
+void with_constant(int number, Use&& use) {
+  switch (number) {
     case 1: return use(Constant<1>());
     case 2: return use(Constant<2>());
     case 3: return use(Constant<3>());
@@ -33,7 +33,7 @@ void with_bits(int bits, Use&& use) {
   }
 }
 
-// Memory of one thread, kept from use to use. What it holds is lost when it grows.
+// Memory of one thread, which begins where a vector may, kept from use to use. What it holds is lost when it grows.
 template <class T>
 class Buffer {
  public:
@@ -46,7 +46,8 @@ class Buffer {
   T* reserve(std::int64_t size) {
     if (size > size_) {
       std::free(data_);
-      data_ = static_cast<T*>(std::malloc(sizeof(T) * static_cast<std::size_t>(size)));
+      const std::size_t bytes = sizeof(T) * static_cast<std::size_t>(size);
+      data_ = static_cast<T*>(std::aligned_alloc(vector, (bytes + vector - 1) / vector * vector));
       size_ = data_ ? size : 0;
       if (!data_) throw std::bad_alloc();
     }
@@ -60,6 +61,7 @@ class Buffer {
   const T& operator[](std::int64_t i) const { return data_[i]; }
 
  private:
+  static constexpr std::size_t vector = 64;  // bytes: a load that crosses the lines of a cache is two
   T* data_ = nullptr;
   std::int64_t size_ = 0;
 };
