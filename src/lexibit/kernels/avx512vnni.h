@@ -397,7 +397,7 @@ inline void finish(const Product& product, std::int64_t token, std::int64_t row,
 
 // Few tokens: rows are decoded and used at once. ------------------------------------------------------------
 
-constexpr std::int64_t few_tokens = 16;
+constexpr std::int64_t few_tokens = 12;
 
 // How many rows are worked on together with T tokens: their sums, tables and places in a vector fit the registers.
 template <int bits, int T>
