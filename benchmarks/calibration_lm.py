@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--tests", type=int, default=64)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recipes", default="", help="Only those with one of these words, as in GPTQ,calibrated.")
     args = parser.parse_args()
     how = {"gguf_file": args.gguf} if args.gguf else {}
     floats = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, **how).eval()
@@ -92,6 +93,8 @@ def main() -> None:
     print("| bits | recipe | stored bits | perplexity | seconds |\n|---|---|---|---|---|")
     for bits in map(int, args.bits.split(",")):
         for name, (settings, effort) in RECIPES.items():
+            if not any(word in name for word in args.recipes.split(",")):
+                continue
             model = copy.deepcopy(floats)
             importances = None
             if "gradients" in name:

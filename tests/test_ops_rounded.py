@@ -166,7 +166,7 @@ def test_a_token_is_the_same_in_every_batch_and_on_any_number_of_threads(
             torch.set_num_threads(threads)
             results.append(weight.linear(x))
             if KERNELS:
-                for count in (1, 2, 3, 4, 7, 8, 9, 13):
+                for count in (1, 2, 3, 4, 7, 8, 9, 12, 13):
                     assert torch.equal(weight.linear(x[5 : 5 + count]), results[0][5 : 5 + count])
     finally:
         torch.set_num_threads(before)
@@ -193,7 +193,7 @@ def test_inputs_of_any_shape_memory_and_dtype(rounding: Make, compute: str) -> N
         assert ((found - expected).abs() <= tolerance * size).all()
 
 
-@pytest.mark.parametrize("tokens", [2, 19])
+@pytest.mark.parametrize("tokens", [2, 12, 19])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_bad_number_spoils_its_token_and_no_other(
     rounding: Make, compute: str, tokens: int, bad: float
@@ -208,7 +208,7 @@ def test_a_bad_number_spoils_its_token_and_no_other(
     assert torch.equal(found[::2], good[::2])
 
 
-@pytest.mark.parametrize("tokens", [2, 19])
+@pytest.mark.parametrize("tokens", [2, 12, 19])
 def test_a_bad_level_spoils_its_row_and_no_other(rounding: Make, compute: str, tokens: int) -> None:
     weight = rounding((70, 110), 5, "row")
     x = torch.randn(tokens, 110)

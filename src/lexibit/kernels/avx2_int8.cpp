@@ -99,7 +99,7 @@ struct RoundedTable {
   }
 };
 
-// A row of a run as whole numbers; up to 15 more are written, which mean nothing.
+// A row of a run as whole numbers; up to 7 more are written, which mean nothing.
 template <int bits>
 inline void decode_row(Place place, const float* table, std::int64_t count, Short* out) {
   const auto eight = [&] {
@@ -170,7 +170,7 @@ void multiply(const Product& product, std::int64_t first, std::int64_t end) {
   Table table(weight);
   Codes codes(weight);
   RoundedTable<bits> rounded;
-  Buffer<Short> memory(stride * (end - first) + shorts);
+  Buffer<Short> memory(stride * (end - first));
   Short* tile = memory.data();
   float step[most_rows], middle[most_rows];
   for (std::int64_t run = 0; run < product.runs; ++run) {

@@ -114,7 +114,7 @@ void decode_tile(HalfLevels<bits>& levels, std::int64_t first, std::int64_t coun
         transpose(level);
 #pragma GCC unroll 16
         for (int c = 0; c < 16; ++c)
-          _mm512_store_si512(tile + ((i / 2 + 16 * half + c) * tile_rows + begin) * 2, level[c]);
+          _mm512_store_si512(tile + ((i / 2 + 16 * half + c) * part_rows + begin) * 2, level[c]);
       }
   }
 }
@@ -135,7 +135,7 @@ void multiply(const HalfProduct& product, const Half* tile, std::int64_t row, st
   for (std::int64_t i = 0; i < (columns + 1) / 2; ++i) {
     __m512i level[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) level[v] = _mm512_load_si512(tile + (i * tile_rows + 16 * v) * 2);
+    for (int v = 0; v < V; ++v) level[v] = _mm512_load_si512(tile + (i * part_rows + 16 * v) * 2);
 #pragma GCC unroll 6
     for (int t = 0; t < T; ++t) {
       int two;
@@ -163,20 +163,19 @@ void multiply(const HalfProduct& product, const Half* tile, std::int64_t row, st
 template <int V>
 void multiply_all(const HalfProduct& product, const Half* tile, std::int64_t row, std::int64_t count,
                   std::int64_t column, std::int64_t columns) {
-  std::int64_t token = 0;
-  for (; token + 6 <= product.tokens; token += 6) multiply<V, 6>(product, tile, row, count, token, column, columns);
-  for (; token + 2 <= product.tokens; token += 2) multiply<V, 2>(product, tile, row, count, token, column, columns);
-  for (; token < product.tokens; ++token) multiply<V, 1>(product, tile, row, count, token, column, columns);
+  in_parts<6>(product.tokens, [&](auto some, std::int64_t token) {
+    multiply<V, decltype(some)::get>(product, tile, row, count, token, column, columns);
+  });
 }
 
 // A tile's rows of the weight with all tokens.
 template <int bits>
 void rows_of_tile(const HalfProduct& product, std::int64_t part) {
   const Weight& weight = product.weight;
-  const std::int64_t first = part * tile_rows, count = std::min(weight.rows - first, tile_rows);
+  const std::int64_t first = part * part_rows, count = std::min(weight.rows - first, part_rows);
   const std::int64_t run = std::min(weight.columns, weight.block_columns);
   HalfLevels<bits> levels(weight);
-  Buffer<Half> memory((std::min(run, chunk) + wide) * tile_rows);
+  Buffer<Half> memory((std::min(run, chunk) + wide) * part_rows);
   Half* tile = memory.data();
   for (std::int64_t column = 0, columns; column < weight.columns; column += columns) {
     columns = std::min({chunk, weight.columns - column, run - column % run});
@@ -205,7 +204,7 @@ void linear(const Weight& weight, const float* x, std::int64_t tokens, const flo
   };
   with_constant(weight.bits, [&](auto bits) {
     const auto multiply = [&](std::int64_t part) { rows_of_tile<decltype(bits)::get>(product, part); };
-    run_phases({phase(tokens, round), phase((weight.rows + tile_rows - 1) / tile_rows, multiply)}, threads);
+    run_phases({phase(tokens, round), phase((weight.rows + part_rows - 1) / part_rows, multiply)}, threads);
   });
 }
 

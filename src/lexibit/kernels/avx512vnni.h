@@ -19,9 +19,9 @@
 namespace lexibit {
 namespace {
 
-constexpr std::int64_t wide = 64;  // codes that are decoded at once
-constexpr std::int64_t tile_rows = 64;  // of the weight, that a thread works on at a time
-constexpr int offset = 128;        // levels stand as unsigned bytes, and mean what is left without this
+constexpr std::int64_t wide = 64;       // codes that are decoded at once
+constexpr std::int64_t part_rows = 64;  // of the weight, that a thread works on at a time
+constexpr int offset = 128;             // levels stand as unsigned bytes, and mean what is left without this
 
 struct Product {
   const Weight& weight;
@@ -130,6 +130,7 @@ struct Rows {
   static constexpr int size = bits <= 3 ? 8 : 1 << bits;   // of a row's table of floats
   static constexpr int bytes = size < 16 ? 16 : size;      // of bytes: eight levels stand twice
   Place codes[16];
+  std::uintptr_t next;  // where what comes behind them begins: as much as these are
   alignas(64) float step[16];
   alignas(64) float middle[16];
   alignas(64) std::uint8_t level[16][bytes];
@@ -209,9 +210,9 @@ class Unpack {
   __m512i from(int shift) const { return _mm512_add_epi8(bit_, _mm512_set1_epi8(static_cast<char>(shift))); }
 
   // The codes. Bits above a code's own are anything.
-  __m512i operator()(__m512i packed, __m512i from) const {
+  __m512i operator()(__m512i packed, __m512i begin) const {
     if constexpr (bits == 8) return packed;
-    return _mm512_multishift_epi64_epi8(from, _mm512_permutexvar_epi8(byte_, packed));
+    return _mm512_multishift_epi64_epi8(begin, _mm512_permutexvar_epi8(byte_, packed));
   }
 
   // Those from a multiple of 64 columns on.
@@ -222,6 +223,15 @@ class Unpack {
  private:
   __m512i byte_, bit_;
 };
+
+// Brings what will be wanted next, eight times so many bytes, into the second cache, and goes on behind it. What lies
+// behind the end of a weight does no harm.
+template <int eights>
+inline void fetch(std::uintptr_t& next) {
+  for (int byte = 0; byte < 8 * eights; byte += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(next + byte), _MM_HINT_T1);
+  next += 8 * eights;
+}
 
 // A row's levels in registers, repeated until they fill them.
 template <int bits>
@@ -258,8 +268,8 @@ class LookUp {
 template <int bits>
 class Vectors {
  public:
-  // Those of some columns of a row, which is one of sixteen that are used at once: where they stand, or near the end of
-  // the weight a copy.
+  // Those of some columns of a row: where they stand, or near the end of the weight a copy. `which` is the row's number of
+  // sixteen that are used at once; all sixteen are asked for as many columns.
   Place of(const Weight& weight, std::int64_t row, std::int64_t column, std::int64_t columns, int which) {
     const std::int64_t bit = (row * weight.columns + column) * bits, left = weight.code_bytes - bit / 8;
     const std::int64_t size = (columns - 1) / wide * 8 * bits + 64;
@@ -283,11 +293,14 @@ class Levels {
  public:
   explicit Levels(const Weight& weight) : weight_(weight), table_(weight) {}
 
-  // Sixteen rows of a run from `first` on; those behind the last are the last one again.
+  // Sixteen rows of a run from `first` on; those behind the last are the last one again. What comes behind them is the
+  // next sixteen rows, of which each run has its share.
   const Rows<bits>& rows(std::int64_t first, const Product& product, std::int64_t run) {
     constexpr int size = Rows<bits>::size;
     const std::int64_t column = run * product.run_columns, block = column / weight_.block_columns;
     const std::int64_t columns = product.columns_of(run);
+    rows_.next = reinterpret_cast<std::uintptr_t>(weight_.codes) +
+                 static_cast<std::uintptr_t>(((first + 16) * weight_.columns + 16 * column) * bits / 8);
     const float* table[16];
     std::int64_t group[16];
     for (int r = 0; r < 16; ++r) {
@@ -323,6 +336,7 @@ class Levels {
 // Calls use with all tokens, `most` at a time at most and in parts of like size: how many as a constant, and the first.
 template <int most, class Use>
 void in_parts(std::int64_t tokens, Use&& use) {
+  static_assert(most <= 8, "with_constant knows no more");
   const std::int64_t parts = (tokens + most - 1) / most;
   for (std::int64_t part = 0, token = 0; part < parts; ++part) {
     const std::int64_t some = (tokens - token + parts - part - 1) / (parts - part);
@@ -403,16 +417,17 @@ constexpr std::int64_t few_tokens = 12;
 template <int bits, int T>
 constexpr int rows_together = bits >= 7 || T >= 5 ? 2 : 4;
 
-// Sixteen rows of a run with T tokens. The codes at `next` will be wanted next: a part of them is fetched with each vector.
+// Up to sixteen rows of a run with T tokens.
 template <int bits, int T>
 void multiply_few(const Product& product, const Rows<bits>& rows, const Unpack<bits>& unpack, std::int64_t first,
-                  std::int64_t count, std::int64_t token, std::int64_t run, const char* next) {
+                  std::int64_t count, std::int64_t token, std::int64_t run) {
   constexpr int R = rows_together<bits, T>;
-  constexpr int lines = (R * bits + 7) / 8;
   const std::int64_t columns = product.columns_of(run);
+  std::uintptr_t next = rows.next;
   const std::int8_t* x = product.x + token * product.stride + run * product.run_columns;
   __m512i sum[T][16];
-  for (int some = 0; some < 16; some += R) {
+  if (count < 16) std::memset(sum, 0, sizeof sum);
+  for (int some = 0; some < count; some += R) {
     const std::uint8_t* at[R];
     __m512i total[R][T], from[R];
     LookUp<bits> look_up[R];
@@ -425,7 +440,7 @@ void multiply_few(const Product& product, const Rows<bits>& rows, const Unpack<b
     }
     for (std::int64_t i = 0; i < columns; i += wide) {
       __m512i level[R];
-      for (int line = 0; line < lines; ++line, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+      fetch<R * bits>(next);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
         level[r] = look_up[r](unpack(_mm512_loadu_si512(at[r] + i / 8 * bits), from[r]));
@@ -453,15 +468,16 @@ void from_codes(const Product& product, std::int64_t part) {
   const Weight& weight = product.weight;
   Levels<bits> levels(weight);
   const Unpack<bits> unpack;
-  const std::int64_t end = std::min(weight.rows, (part + 1) * tile_rows);
-  for (std::int64_t first = part * tile_rows; first < end; first += 16)
+  const std::int64_t end = std::min(weight.rows, (part + 1) * part_rows);
+  for (std::int64_t first = part * part_rows; first < end; first += 16) {
+    const std::int64_t count = std::min<std::int64_t>(end - first, 16);
     for (std::int64_t run = 0; run < product.runs; ++run) {
       const Rows<bits>& rows = levels.rows(first, product, run);
-      const char* next = reinterpret_cast<const char*>(rows.codes[0].byte) + 2 * weight.columns * bits;
       in_parts<8>(product.tokens, [&](auto some, std::int64_t token) {
-        multiply_few<bits, decltype(some)::get>(product, rows, unpack, first, end - first, token, run, next);
+        multiply_few<bits, decltype(some)::get>(product, rows, unpack, first, count, token, run);
       });
     }
+  }
 }
 
 // Many tokens: tiles of rows are decoded once. --------------------------------------------------------------
@@ -476,19 +492,16 @@ void decode_tile(const Product& product, Levels<bits>& levels, std::int64_t firs
     const Rows<bits>& rows = levels.rows(first + begin, product, run);
     std::memcpy(step + begin, rows.step, sizeof rows.step);
     std::memcpy(middle + begin, rows.middle, sizeof rows.middle);
-    // the next sixteen rows stand behind these: a part of them is fetched with each vector
-    const char* next = reinterpret_cast<const char*>(rows.codes[15].byte) + columns * bits / 8;
+    std::uintptr_t next = rows.next;
     for (std::int64_t i = 0; i < columns; i += wide) {
-      for (int line = 0; line < 2 * bits; ++line, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+      fetch<16 * bits>(next);
       __m512i level[16];
 #pragma GCC unroll 16
-      for (int r = 0; r < 16; ++r) {
-        level[r] = LookUp<bits>(rows.level[r])(unpack(rows.codes[r], i));
-      }
+      for (int r = 0; r < 16; ++r) level[r] = LookUp<bits>(rows.level[r])(unpack(rows.codes[r], i));
       transpose(level);
 #pragma GCC unroll 16
       for (int c = 0; c < 16; ++c)
-        _mm512_store_si512(tile + ((i / 4 + c) * tile_rows + begin) * 4, level[c]);
+        _mm512_store_si512(tile + ((i / 4 + c) * part_rows + begin) * 4, level[c]);
     }
   }
 }
@@ -508,7 +521,7 @@ void multiply(const Product& product, const std::uint8_t* tile, std::int64_t row
   for (std::int64_t i = 0; i < quads; ++i) {
     __m512i level[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) level[v] = _mm512_loadu_si512(tile + (i * tile_rows + 16 * v) * 4);
+    for (int v = 0; v < V; ++v) level[v] = _mm512_loadu_si512(tile + (i * part_rows + 16 * v) * 4);
 #pragma GCC unroll 6
     for (int t = 0; t < T; ++t) {
       int four;
@@ -542,11 +555,11 @@ template <int bits>
 void from_tiles(const Product& product, std::int64_t part) {
   const Weight& weight = product.weight;
   const std::int64_t columns = (product.columns_of(0) + wide - 1) / wide * wide;
-  const std::int64_t first = part * tile_rows, count = std::min(weight.rows - first, tile_rows);
+  const std::int64_t first = part * part_rows, count = std::min(weight.rows - first, part_rows);
   Levels<bits> levels(weight);
-  Buffer<std::uint8_t> memory(columns * tile_rows);
+  Buffer<std::uint8_t> memory(columns * part_rows);
   std::uint8_t* tile = memory.data();
-  alignas(64) float step[tile_rows], middle[tile_rows];
+  alignas(64) float step[part_rows], middle[part_rows];
   for (std::int64_t run = 0; run < product.runs; ++run) {
     decode_tile<bits>(product, levels, first, count, run, tile, step, middle);
     const auto with = [&](auto use) { use(product, tile, first, count, run, step, middle); };
@@ -569,7 +582,7 @@ struct Parts {
 template <int bits>
 Parts parts_with(std::int64_t rows, std::int64_t tokens) {
   if (!tokens) return {0, nullptr};
-  return {(rows + tile_rows - 1) / tile_rows, tokens <= few_tokens ? from_codes<bits> : from_tiles<bits>};
+  return {(rows + part_rows - 1) / part_rows, tokens <= few_tokens ? from_codes<bits> : from_tiles<bits>};
 }
 
 inline Parts parts_of(const Product& product) {

@@ -18,7 +18,7 @@ struct Constant {
   static constexpr int get = value;
 };
 
-// Calls use with a number from 1 to 8, as of bits, as a constant.
+// Calls use with a number as a constant if it is one from 1 to 8, as those of bits are.
 template <class Use>
 void with_constant(int number, Use&& use) {
   switch (number) {
