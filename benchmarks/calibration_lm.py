@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--tests", type=int, default=64)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--recipes", default="", help="Only those with one of these words, as in GPTQ,calibrated.")
+    parser.add_argument("--recipes", default="", help="Only those with one of these words in their names.")
     args = parser.parse_args()
     how = {"gguf_file": args.gguf} if args.gguf else {}
     floats = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, **how).eval()
