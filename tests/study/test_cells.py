@@ -171,6 +171,7 @@ def test_a_scheme_is_calibrated_on_the_task_of_each_cell(settings):
             {"schemes": {"one": {"calibrate": "nofile.txt"}}},
             "schemes.one: calibrate: nofile.txt: no such file",
         ),
+        ({"schemes": {"one": {"calibrate": "task:mrcp"}}}, "schemes.one: unknown task 'mrcp'"),
         ({"importance": ["nofile.safetensors"]}, "nofile.safetensors: no such file"),
         ({"models": {"made": {"create": "awd-lstm"}}, "finetune": None}, "models.made: is made from nothing"),
     ],

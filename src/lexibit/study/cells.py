@@ -28,9 +28,7 @@ from lexibit.study.steps import (
     step,
 )
 
-OWN_TASK = "task"
-"""What a scheme calibrates on in each cell: what the cell's own task trains on."""
-
+_OWN_TASK = "task"  # what a scheme calibrates on in each cell: what the cell's own task trains on
 _SET = "the study sets it"
 _PLANS = {"config", "plan"}  # options that say all of a quantization
 _REFUSED = {
@@ -156,15 +154,15 @@ class _Cells:
         self, floats: Step | str, scheme: str, own: Settings, ours: Settings
     ) -> tuple[Step, LexibitConfig]:
         calibrated_on = str(own.get("calibrate", ""))
-        if calibrated_on == OWN_TASK:
+        if calibrated_on == _OWN_TASK:
             calibrated_on = f"task:{self.task}"
             own = dict(own) | {"calibrate": calibrated_on}
         content = []
-        if calibrated_on.startswith("task:"):
-            own = {"data": self.data} | dict(own)
-            data = None if own["data"] is None else str(own["data"])
-            content = [digests.of_examples(calibrated_on.removeprefix("task:"), data, "train")]
         with _at(f"schemes.{scheme}"):
+            if calibrated_on.startswith("task:"):
+                own = {"data": self.data} | dict(own)
+                data = None if own["data"] is None else str(own["data"])
+                content = [digests.of_examples(calibrated_on.removeprefix("task:"), data, "train")]
             options = self._options(QUANTIZE, own, ours)
             config = configuration(options)
             content += [digests.of_path(file) for file in importance_files(config)]
