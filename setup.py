@@ -24,8 +24,10 @@ if SANITIZE:
 # for files whose names begin so, which are only run where the CPU has these
 AVX2 = ["-mavx2", "-mfma"]
 AVX512VNNI = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni", "vbmi"))]
+AVX512BF16 = [*AVX512VNNI, "-mavx512bf16"]
+AMX = [*AVX512BF16, *(f"-mamx-{part}" for part in ("tile", "int8", "bf16"))]
 INSTRUCTION_SETS = (
-    {"avx2": AVX2, "avx512vnni": AVX512VNNI, "avx512bf16": [*AVX512VNNI, "-mavx512bf16"]}
+    {"avx2": AVX2, "avx512vnni": AVX512VNNI, "avx512bf16": AVX512BF16, "amx": AMX}
     if platform.machine() in ("x86_64", "AMD64")
     else {}
 )

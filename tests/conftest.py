@@ -8,6 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # as many workers as cores: one thread for each, and for the processes that it starts
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import ctypes
 import json
 import re
 import sys
@@ -21,7 +22,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from lexibit import CodebookWeight, cli, ops
 from lexibit.groups import Groups, matrix_shape
 from lexibit.levels import LevelForm
+from lexibit.ops import native
 from lexibit.weight import WeightSpec
+
+if emulator := os.environ.get("LEXIBIT_TEST_AMX"):
+    # tests/test_amx.py runs others so: what the CPU lacks this library does
+    ctypes.CDLL(emulator)
+    native._kernels.assume("amx")
 
 # no deadlines: the first example of a test may pay for an import
 settings.register_profile("lexibit", deadline=None, max_examples=40)

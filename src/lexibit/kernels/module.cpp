@@ -9,6 +9,12 @@
 #include <cstring>
 #include <new>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "assign.h"
 #include "outliers.h"
 #include "parallel.h"
@@ -30,17 +36,34 @@ struct InstructionSet {
   bool here;                        // whether this CPU has it
 };
 
+#if defined(__x86_64__)
+// Whether the CPU has tiles and both of their products, and the system lets this process use them, which must be asked for.
+bool amx_permitted() {
+#if defined(__linux__)
+  constexpr long request_permission = 0x1023, tile_data = 18;  // as arch/x86/include/uapi/asm/prctl.h names them
+  constexpr unsigned bf16 = 1u << 22, tile = 1u << 24, int8 = 1u << 25;
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  return (~d & (bf16 | tile | int8)) == 0 && !syscall(SYS_arch_prctl, request_permission, tile_data);
+#else
+  return false;
+#endif
+}
+#endif
+
 // The best first.
-const InstructionSet* instruction_sets() {
+InstructionSet* instruction_sets() {
 #if defined(__x86_64__)
   static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   static const bool avx512vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                                  __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
   static const bool avx512bf16 = avx512vnni && __builtin_cpu_supports("avx512bf16");
+  static const bool amx = avx512bf16 && amx_permitted();
 #endif
-  static const InstructionSet all[] = {
+  static InstructionSet all[] = {
 #if defined(__x86_64__)
+      {"amx", &lexibit::avx2_kernels, &lexibit::amx_bf16_kernels, &lexibit::amx_kernels, amx},
       {"avx512bf16", &lexibit::avx2_kernels, &lexibit::avx512bf16_kernels, &lexibit::avx512vnni_kernels, avx512bf16},
       {"avx512vnni", &lexibit::avx2_kernels, nullptr, &lexibit::avx512vnni_kernels, avx512vnni},
       {"avx2", &lexibit::avx2_kernels, nullptr, &lexibit::avx2_int8_kernels, avx2},
@@ -59,6 +82,12 @@ PyObject* available(PyObject*, PyObject*) {
     Py_XDECREF(name);
   }
   return names;
+}
+
+PyObject* assume(PyObject*, PyObject* name) {
+  for (InstructionSet* one = instruction_sets(); one->name; ++one)
+    if (!PyUnicode_CompareWithASCIIString(name, one->name)) one->here = true;
+  Py_RETURN_NONE;
 }
 
 PyObject* supports(PyObject*, PyObject* name) {
@@ -262,6 +291,7 @@ PyObject* assign(PyObject*, PyObject* arguments) {
 
 PyMethodDef methods[] = {
     {"available", available, METH_NOARGS, "The instruction sets of this CPU that there are kernels for."},
+    {"assume", assume, METH_O, "Takes an instruction set as one of this CPU, for tests that emulate it."},
     {"supports", supports, METH_O, "What an instruction set of this CPU has kernels for, by name; empty if it is not here."},
     {"parallel", parallel, METH_NOARGS, "Whether torch's threads can be used."},
     {"decode", decode, METH_VARARGS, "(name, threads, weight, out)"},

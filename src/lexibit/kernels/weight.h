@@ -83,7 +83,7 @@ extern const Float32Kernels avx2_kernels;
 extern const Int8Kernels avx2_int8_kernels;
 extern const Int8Kernels avx512vnni_kernels;
 extern const BFloat16Kernels avx512bf16_kernels;
-void avx512vnni_encoder_layer(const EncoderLayer&, const float*, std::int64_t, std::int64_t, const float*, std::int64_t,
-                              float*, int);
+extern const Int8Kernels amx_kernels;
+extern const BFloat16Kernels amx_bf16_kernels;
 
 }  // namespace lexibit

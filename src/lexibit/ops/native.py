@@ -98,7 +98,7 @@ def _chosen() -> Choice:
         return Choice(best, why)
     if best == REFERENCE:
         return Choice(best, "there are no kernels for this CPU")
-    return Choice(best, "the best that this CPU has")
+    return Choice(best, "the best that this CPU has and the system permits")
 
 
 def _check(name: str, kind: str) -> None:

@@ -1,5 +1,6 @@
 // A layer of an encoder like BERT in one go, for AVX-512 with VNNI and VBMI: its products in int8, all else in float32.
-#if defined(__x86_64__)
+#pragma once
+
 #include "avx512vnni.h"
 
 namespace lexibit {
@@ -163,14 +164,13 @@ class Workspace {
 thread_local Buffer<std::uint8_t> memory;
 constexpr std::int64_t kept = 64 << 20;
 
-}  // namespace
-
-void avx512vnni_encoder_layer(const EncoderLayer& layer, const float* x, std::int64_t texts, std::int64_t length,
-                              const float* mask, std::int64_t mask_rows, float* out, int threads) {
+template <class Many>
+void encoder_layer(const EncoderLayer& layer, const float* x, std::int64_t texts, std::int64_t length,
+                   const float* mask, std::int64_t mask_rows, float* out, int threads) {
   const std::int64_t tokens = texts * length, hidden = layer.query.weight.columns, inner = layer.up.weight.rows;
   const std::int64_t all = layer.query.weight.rows, width = all / layer.heads;
   float *query, *key, *value, *sum, *middle, *between, *scale;
-  std::int8_t* numbers;
+  std::int8_t *numbers, *arranged;
   std::int32_t* sums;
   const std::int64_t widest = std::max({hidden, all, inner});
   std::int64_t runs = 1;
@@ -182,9 +182,10 @@ void avx512vnni_encoder_layer(const EncoderLayer& layer, const float* x, std::in
     space.plan(query, tokens * all), space.plan(key, tokens * all), space.plan(value, tokens * all);
     space.plan(sum, tokens * hidden), space.plan(middle, tokens * hidden), space.plan(between, tokens * inner);
     space.plan(scale, tokens), space.plan(sums, tokens * runs), space.plan(numbers, tokens * stride_of(widest));
+    space.plan(arranged, Many::arranged_size(widest, tokens));
     if (!turn) space.begin(memory.reserve(space.used()));
   }
-  const auto rounded_for = [&](const Linear& linear) { return Rounded(linear.weight, numbers, scale, sums); };
+  const auto rounded_for = [&](const Linear& linear) { return Rounded(linear.weight, numbers, arranged, scale, sums); };
   const auto product = [&](const Linear& linear, Activation activation, float* to) {
     return rounded_for(linear).with(linear.weight, tokens, linear.bias, activation, to);
   };
@@ -192,12 +193,16 @@ void avx512vnni_encoder_layer(const EncoderLayer& layer, const float* x, std::in
                            product(layer.value, Activation::none, value)};
   const Product output = product(layer.output, Activation::none, sum), up = product(layer.up, layer.activation, between),
                 down = product(layer.down, Activation::none, sum);
-  const Parts head_parts = parts_of(heads[0]), output_parts = parts_of(output), up_parts = parts_of(up),
-              down_parts = parts_of(down);
+  const Parts head_parts = parts_of<Many>(heads[0]), output_parts = parts_of<Many>(output), up_parts = parts_of<Many>(up),
+              down_parts = parts_of<Many>(down);
   // query, key and value have the same shape, not always the same width of codes
-  const Parts key_parts = parts_of(heads[1]), value_parts = parts_of(heads[2]);
+  const Parts key_parts = parts_of<Many>(heads[1]), value_parts = parts_of<Many>(heads[2]);
+
+  const Parts arrange_heads = Many::arrange(heads[0]), arrange_output = Many::arrange(output),
+              arrange_up = Many::arrange(up), arrange_down = Many::arrange(down);
 
   const auto round_input = [&](std::int64_t t) { rounded_for(layer.query).round(t, x + t * hidden); };
+  const auto arrange_input = [&](std::int64_t i) { arrange_heads.part(heads[0], i); };
   const auto project = [&](std::int64_t i) {
     const std::int64_t part = i % head_parts.count;
     switch (i / head_parts.count) {
@@ -218,25 +223,28 @@ void avx512vnni_encoder_layer(const EncoderLayer& layer, const float* x, std::in
     }
   };
   const auto round_context = [&](std::int64_t t) { rounded_for(layer.output).round(t, query + t * all); };
+  const auto arrange_context = [&](std::int64_t i) { arrange_output.part(output, i); };
   const auto combine = [&](std::int64_t i) { output_parts.part(output, i); };
   const auto first_norm = [&](std::int64_t t) {
     add_norm(sum + t * hidden, x + t * hidden, layer.attention_norm, hidden, middle + t * hidden);
     rounded_for(layer.up).round(t, middle + t * hidden);
   };
+  const auto arrange_middle = [&](std::int64_t i) { arrange_up.part(up, i); };
   const auto widen = [&](std::int64_t i) { up_parts.part(up, i); };
   const auto round_inner = [&](std::int64_t t) { rounded_for(layer.down).round(t, between + t * inner); };
+  const auto arrange_inner = [&](std::int64_t i) { arrange_down.part(down, i); };
   const auto narrow = [&](std::int64_t i) { down_parts.part(down, i); };
   const auto last_norm = [&](std::int64_t t) {
     add_norm(sum + t * hidden, middle + t * hidden, layer.norm, hidden, out + t * hidden);
   };
-  run_phases({phase(tokens, round_input), phase(3 * head_parts.count, project), phase(texts * layer.heads, attention),
-              phase(tokens, round_context), phase(output_parts.count, combine), phase(tokens, first_norm),
-              phase(up_parts.count, widen), phase(tokens, round_inner), phase(down_parts.count, narrow),
-              phase(tokens, last_norm)},
+  run_phases({phase(tokens, round_input), phase(arrange_heads.count, arrange_input), phase(3 * head_parts.count, project),
+              phase(texts * layer.heads, attention), phase(tokens, round_context),
+              phase(arrange_output.count, arrange_context), phase(output_parts.count, combine), phase(tokens, first_norm),
+              phase(arrange_up.count, arrange_middle), phase(up_parts.count, widen), phase(tokens, round_inner),
+              phase(arrange_down.count, arrange_inner), phase(down_parts.count, narrow), phase(tokens, last_norm)},
              threads);
   if (space.used() > kept) memory.release();
 }
 
+}  // namespace
 }  // namespace lexibit
-
-#endif
