@@ -12,6 +12,7 @@ from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 KERNELS = Path("src/lexibit/kernels")
 # one build serves all versions of Python, but for those without the global lock
@@ -37,7 +38,10 @@ class Build(build_ext):
     """Compiles each file for its own instruction set."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Compile and link one extension."""
+        """Compile and link one extension: without AMX where the compiler has none, as GCC before 11."""
+        if "amx" in INSTRUCTION_SETS and not self._takes(AMX):
+            ext.sources = [one for one in ext.sources if not Path(one).name.startswith("amx")]
+            ext.define_macros.append(("LEXIBIT_WITHOUT_AMX", "1"))
         plain = self.compiler._compile
 
         def for_its_set(
@@ -57,6 +61,18 @@ class Build(build_ext):
             super().build_extension(ext)
         finally:
             self.compiler._compile = plain
+
+    def _takes(self, flags: list[str]) -> bool:
+        """Whether the compiler takes these flags."""
+        folder = Path(self.build_temp)
+        folder.mkdir(parents=True, exist_ok=True)
+        nothing = folder / "nothing.cpp"
+        nothing.write_text("")
+        try:
+            self.compiler.compile([str(nothing)], str(folder), extra_preargs=flags)
+        except CompileError:
+            return False
+        return True
 
 
 setup(

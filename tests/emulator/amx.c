@@ -23,8 +23,8 @@ typedef struct {
   uint8_t rows[16];
 } Configuration;
 
-/* What was done, by all threads: for a test that asks whether it was. */
-_Atomic long lexibit_amx_products;
+/* What all threads did: products, and how many have tiles now. For tests that ask for it. */
+_Atomic long lexibit_amx_products, lexibit_amx_configured;
 
 static __thread Configuration configuration; /* palette 0: none */
 static __thread uint8_t tile[TILES][ROWS][ROW_BYTES];
@@ -163,6 +163,7 @@ static bool store(int t, uint8_t* to, int64_t stride) {
 static bool emulate(Instruction* in) {
   if (in->byte[0] != 0xC4 || (in->byte[1] & 0x1F) != 2) return false; /* VEX.0F38 */
   if (in->byte[2] & 0x84) return false;                               /* W0, 128 bits */
+  if (in->byte[3] < 0x50 && (in->byte[2] & 0x78) != 0x78) return false; /* a third register that there is not */
   const int prefix = in->byte[2] & 3, opcode = in->byte[3], modrm = in->byte[4]; /* none, 66, F3, F2 */
   const int third = ~(in->byte[2] >> 3) & 15, first = modrm >> 3 & 7, second = modrm & 7;
   const bool of_registers = modrm >> 6 == 3;
@@ -172,11 +173,13 @@ static bool emulate(Instruction* in) {
   switch (opcode) {
     case 0x49:
       if (of_registers && prefix == 0 && modrm == 0xC0) {
+        if (configuration.palette) --lexibit_amx_configured;
         memset(&configuration, 0, sizeof configuration), memset(tile, 0, sizeof tile);
         return true;
       }
       if (of_registers && prefix == 3 && second == 0) return there(first) && memset(tile[first], 0, sizeof tile[first]);
       if (of_registers || prefix != 0 || first != 0 || !memory(in, false, &base, &stride)) return false;
+      if (!configuration.palette) ++lexibit_amx_configured;
       memcpy(&configuration, base, sizeof configuration), memset(tile, 0, sizeof tile);
       return valid(&configuration);
     case 0x4B:

@@ -48,7 +48,6 @@ void from_codes_by_tiles(const Product& product, std::int64_t part) {
   Levels<bits> levels(weight);
   Buffer<std::uint8_t> memory(2 * pieces(product.columns_of(0), wide) * tile_bytes);
   alignas(64) float step[tile_rows], middle[tile_rows];
-  const TileRegisters registers;
   for (std::int64_t run = 0; run < product.runs; ++run) {
     const std::int64_t columns = product.columns_of(run);
     for (std::int64_t row = 0; row < count; row += 16) {
@@ -57,12 +56,18 @@ void from_codes_by_tiles(const Product& product, std::int64_t part) {
       std::memcpy(middle + row, rows.middle, sizeof rows.middle);
       decode_tiles<bits>(rows, columns, memory.data() + row / 16 * tile_bytes);
     }
-    const auto use = [&](std::int64_t token, std::int64_t row, __m512i sums) {
-      finish(product, token, first + row, first_sixteen(count - row), run, sums, _mm512_load_ps(step + row),
-             _mm512_load_ps(middle + row));
-    };
-    multiply_tiles<Bytes>(memory.data(), count, product.arranged + run * product.run_columns / wide * tile_bytes,
-                          product.tokens, pieces(columns, wide), pieces(weight.columns, wide) * tile_bytes, use);
+    const std::int64_t stride = pieces(weight.columns, wide) * tile_bytes;
+    const auto* tokens = reinterpret_cast<const std::uint8_t*>(product.arranged) + run * product.run_columns / wide * tile_bytes;
+    const TileRegisters registers;
+    for (std::int64_t token = 0; token < product.tokens; token += pair) {
+      const std::int64_t some = std::min(product.tokens - token, pair);
+      Sums sums = {};
+      add_up<Bytes>(memory.data(), count, tokens + token / tile_tokens * stride, some, pieces(columns, wide), stride, sums);
+      each_sixteen(sums, count, some, [&](std::int64_t t, std::int64_t row, __m512i sum) {
+        finish(product, token + t, first + row, first_sixteen(count - row), run, sum, _mm512_load_ps(step + row),
+               _mm512_load_ps(middle + row));
+      });
+    }
   }
 }
 
@@ -75,7 +80,7 @@ struct Tiles {
   static constexpr std::int64_t few = 8;
 
   static std::int64_t arranged_size(std::int64_t columns, std::int64_t tokens) {
-    return Arrangement::size(tokens, pieces(columns, wide));
+    return tokens <= few ? 0 : Arrangement::size(tokens, pieces(columns, wide));
   }
 
   static Parts arrange(const Product& product) {

@@ -14,9 +14,11 @@ namespace {
 
 constexpr std::int64_t tile_bytes = 1024;
 constexpr std::int64_t tile_tokens = 16;
+constexpr std::int64_t pair = 2 * tile_tokens;  // tokens that are multiplied at a time
 constexpr std::int64_t tile_rows = 32;  // of the weight, that a thread works on at a time: two tiles
 
-// A thread's tile registers: whole tiles while this lives, and free for others afterwards.
+// A thread's tile registers: whole tiles while this lives, and free for others afterwards. No library is called meanwhile:
+// nobody keeps them for their caller.
 class TileRegisters {
  public:
   TileRegisters() { _tile_loadconfig(&whole); }
@@ -67,15 +69,16 @@ struct alignas(64) Sums {
   std::uint8_t of[2][2][tile_bytes];
 };
 
-// A tiles of rows with B of tokens, as Kind multiplies them. The levels are the two tiles of rows after each other for
-// every 64 bytes of columns.
+// Adds A tiles of rows with B of tokens, as Kind multiplies them, to the sums. The levels are the two tiles of rows after
+// each other for every 64 bytes of columns. Wants TileRegisters.
 template <class Kind, int A, int B>
-void add_up(const std::uint8_t* levels, const std::uint8_t* tokens, std::int64_t tiles, std::int64_t stride, Sums& sums) {
+void add_tiles(const std::uint8_t* levels, const std::uint8_t* tokens, std::int64_t tiles, std::int64_t stride,
+               Sums& sums) {
   asm volatile("" ::: "memory");  // what loads tiles does not tell GCC that it reads memory
-  _tile_zero(0);
-  if constexpr (B == 2) _tile_zero(1);
-  if constexpr (A == 2) _tile_zero(2);
-  if constexpr (A == 2 && B == 2) _tile_zero(3);
+  _tile_loadd(0, sums.of[0][0], 64);
+  if constexpr (B == 2) _tile_loadd(1, sums.of[0][1], 64);
+  if constexpr (A == 2) _tile_loadd(2, sums.of[1][0], 64);
+  if constexpr (A == 2 && B == 2) _tile_loadd(3, sums.of[1][1], 64);
   for (std::int64_t i = 0; i < tiles; ++i) {
     _tile_loadd(4, levels + 2 * i * tile_bytes, 64);
     if constexpr (A == 2) _tile_loadd(5, levels + (2 * i + 1) * tile_bytes, 64);
@@ -89,29 +92,29 @@ void add_up(const std::uint8_t* levels, const std::uint8_t* tokens, std::int64_t
   if constexpr (A == 2 && B == 2) _tile_stored(3, sums.of[1][1], 64);
 }
 
-// Some rows of the weight, 32 at most, with all tokens: calls use(token, row, sums) for each sixteen rows of a token.
-template <class Kind, class Use>
-void multiply_tiles(const std::uint8_t* levels, std::int64_t rows, const void* arranged, std::int64_t tokens,
-                    std::int64_t tiles, std::int64_t stride, Use&& use) {
-  Sums sums;
-  for (std::int64_t token = 0; token < tokens; token += 2 * tile_tokens) {
-    const std::uint8_t* from = static_cast<const std::uint8_t*>(arranged) + token / tile_tokens * stride;
-    const std::int64_t left = tokens - token;
-    if (rows > 16)
-      left > tile_tokens ? add_up<Kind, 2, 2>(levels, from, tiles, stride, sums)
-                         : add_up<Kind, 2, 1>(levels, from, tiles, stride, sums);
-    else
-      left > tile_tokens ? add_up<Kind, 1, 2>(levels, from, tiles, stride, sums)
-                         : add_up<Kind, 1, 1>(levels, from, tiles, stride, sums);
-    for (std::int64_t row = 0; row < rows; row += 16)
-      for (std::int64_t first = 0; first < std::min(left, 2 * tile_tokens); first += tile_tokens) {
-        const std::uint8_t* sum = sums.of[row / 16][first / tile_tokens];
-        __m512i of[16];
-        for (int r = 0; r < 16; ++r) of[r] = _mm512_load_si512(sum + 64 * r);
-        transpose(of);
-        for (std::int64_t t = 0; t < std::min(left - first, tile_tokens); ++t) use(token + first + t, row, of[t]);
-      }
-  }
+// The same with as many rows and tokens as there are, 32 of each at most.
+template <class Kind>
+void add_up(const std::uint8_t* levels, std::int64_t rows, const std::uint8_t* tokens, std::int64_t count,
+            std::int64_t tiles, std::int64_t stride, Sums& sums) {
+  if (rows > 16)
+    count > tile_tokens ? add_tiles<Kind, 2, 2>(levels, tokens, tiles, stride, sums)
+                        : add_tiles<Kind, 2, 1>(levels, tokens, tiles, stride, sums);
+  else
+    count > tile_tokens ? add_tiles<Kind, 1, 2>(levels, tokens, tiles, stride, sums)
+                        : add_tiles<Kind, 1, 1>(levels, tokens, tiles, stride, sums);
+}
+
+// Calls use(token, row, sums) for each sixteen rows of each of some tokens, 32 at most.
+template <class Use>
+void each_sixteen(const Sums& sums, std::int64_t rows, std::int64_t tokens, Use&& use) {
+  for (std::int64_t row = 0; row < rows; row += 16)
+    for (std::int64_t token = 0; token < tokens; token += tile_tokens) {
+      const std::uint8_t* sum = sums.of[row / 16][token / tile_tokens];
+      __m512i of[16];
+      for (int r = 0; r < 16; ++r) of[r] = _mm512_load_si512(sum + 64 * r);
+      transpose(of);
+      for (std::int64_t t = 0; t < std::min(tokens - token, tile_tokens); ++t) use(token + t, row, of[t]);
+    }
 }
 
 }  // namespace

@@ -85,8 +85,8 @@ struct HalfProduct {
   const float* bias;
   Activation activation;
   float* out;
-  const Half* x;
-  std::int64_t stride;  // of the tokens, which are padded with zeros
+  const Half* x;        // the tokens, padded with zeros: one after the other, or for amx_bf16.cpp in tiles
+  std::int64_t stride;  // from one to the next, or in bytes from sixteen to the next
 };
 
 // A token's numbers, padded with zeros.

@@ -161,7 +161,7 @@ class Workspace {
 };
 
 // What a thread's last layer needed is kept for its next one, unless it is much.
-thread_local Buffer<std::uint8_t> memory;
+thread_local Buffer<std::uint8_t> workspace;
 constexpr std::int64_t kept = 64 << 20;
 
 template <class Many>
@@ -183,7 +183,7 @@ void encoder_layer(const EncoderLayer& layer, const float* x, std::int64_t texts
     space.plan(sum, tokens * hidden), space.plan(middle, tokens * hidden), space.plan(between, tokens * inner);
     space.plan(scale, tokens), space.plan(sums, tokens * runs), space.plan(numbers, tokens * stride_of(widest));
     space.plan(arranged, Many::arranged_size(widest, tokens));
-    if (!turn) space.begin(memory.reserve(space.used()));
+    if (!turn) space.begin(workspace.reserve(space.used()));
   }
   const auto rounded_for = [&](const Linear& linear) { return Rounded(linear.weight, numbers, arranged, scale, sums); };
   const auto product = [&](const Linear& linear, Activation activation, float* to) {
@@ -243,7 +243,7 @@ void encoder_layer(const EncoderLayer& layer, const float* x, std::int64_t texts
               phase(arrange_up.count, arrange_middle), phase(up_parts.count, widen), phase(tokens, round_inner),
               phase(arrange_down.count, arrange_inner), phase(down_parts.count, narrow), phase(tokens, last_norm)},
              threads);
-  if (space.used() > kept) memory.release();
+  if (space.used() > kept) workspace.release();
 }
 
 }  // namespace

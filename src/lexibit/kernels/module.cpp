@@ -33,10 +33,10 @@ struct InstructionSet {
   const Float32Kernels* float32;
   const BFloat16Kernels* bfloat16;  // or null
   const Int8Kernels* int8;          // or null
-  bool here;                        // whether this CPU has it
+  bool here;  // whether this CPU has it, and the system lets it be used; or a test assumes it
 };
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(LEXIBIT_WITHOUT_AMX)
 // Whether the CPU has tiles and both of their products, and the system lets this process use them, which must be asked for.
 bool amx_permitted() {
 #if defined(__linux__)
@@ -59,11 +59,12 @@ InstructionSet* instruction_sets() {
                                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                                  __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
   static const bool avx512bf16 = avx512vnni && __builtin_cpu_supports("avx512bf16");
-  static const bool amx = avx512bf16 && amx_permitted();
 #endif
   static InstructionSet all[] = {
 #if defined(__x86_64__)
-      {"amx", &lexibit::avx2_kernels, &lexibit::amx_bf16_kernels, &lexibit::amx_kernels, amx},
+#if !defined(LEXIBIT_WITHOUT_AMX)
+      {"amx", &lexibit::avx2_kernels, &lexibit::amx_bf16_kernels, &lexibit::amx_kernels, avx512bf16 && amx_permitted()},
+#endif
       {"avx512bf16", &lexibit::avx2_kernels, &lexibit::avx512bf16_kernels, &lexibit::avx512vnni_kernels, avx512bf16},
       {"avx512vnni", &lexibit::avx2_kernels, nullptr, &lexibit::avx512vnni_kernels, avx512vnni},
       {"avx2", &lexibit::avx2_kernels, nullptr, &lexibit::avx2_int8_kernels, avx2},
