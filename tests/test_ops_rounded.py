@@ -91,7 +91,8 @@ def test_levels_go_in_255_steps_from_the_least_to_the_greatest() -> None:
 def products(draw: st.DrawFn) -> tuple[Tensor, Stored, Tensor | None]:
     """Any product that the kernels take."""
     rows = draw(st.integers(1, 140))
-    columns = draw(st.integers(1, 200) | st.sampled_from([64, 128, 256]))
+    # whole bytes of one, two and four bits are 512, 256 and 128 columns at a time
+    columns = draw(st.integers(1, 200) | st.sampled_from([64, 128, 256, 520, 600, 1088]))
     bits, form = draw(st.integers(1, 8)), draw(st.sampled_from(list(LevelForm)))
     spelling = draw(st.sampled_from(["matrix", "row", "rows:3", "blocks:4", "columns:64", "columns:128"]))
     groups = Groups.parse(spelling, (rows, columns))

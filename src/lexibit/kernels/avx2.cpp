@@ -152,7 +152,7 @@ constexpr std::int64_t few_tokens = 4;
 // Whether the weight is what its codes say and no more, and its runs are whole lanes.
 bool plain(const Weight& weight) {
   return !weight.mask && !weight.extra_rows && !weight.extra_columns &&
-         (weight.runs() <= 1 || weight.block_columns % lanes == 0);
+         (weight.runs <= 1 || weight.block_columns % lanes == 0);
 }
 
 template <int bits>

@@ -23,7 +23,7 @@ struct Product {
   std::int64_t runs;
   std::int64_t stride;  // of the rounded tokens, whole vectors
   const std::int8_t* x;
-  std::int8_t* arranged;       // the same numbers, as DotProducts or their like want them
+  std::int8_t* arranged;       // the same numbers in tiles, for amx.cpp; or null
   const float* scale;          // of each token
   const std::int32_t* sum;     // of each token's numbers in each run: [tokens, runs]
   std::int64_t columns_of(std::int64_t run) const {
@@ -85,8 +85,8 @@ inline __m512i sums_of(const __m512i (&row)[16]) {
 // Sixteen rows of a run: where their codes stand, and level = step * (byte - 128) + middle.
 template <int bits>
 struct Rows {
-  static constexpr int size = bits <= 3 ? 8 : 1 << bits;   // of a row's table of floats
-  static constexpr int bytes = size < 16 ? 16 : size;      // of bytes: eight levels stand twice
+  static constexpr int size = 1 << bits;               // of a row's table of floats
+  static constexpr int bytes = size < 16 ? 16 : size;  // of bytes: few levels stand there again and again
   Place codes[16];
   std::uintptr_t next;  // where what comes behind them begins: as much as these are
   alignas(64) float step[16];
@@ -98,7 +98,11 @@ struct Rows {
 template <int bits>
 inline void levels_of_rows(const float* const (&table)[16], int from, __m512i (&level)[16]) {
   for (int r = 0; r < 16; ++r)
-    if constexpr (bits <= 3)
+    if constexpr (bits == 1)
+      level[r] = _mm512_broadcastq_epi64(_mm_loadu_si64(table[r]));
+    else if constexpr (bits == 2)
+      level[r] = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table[r])));
+    else if constexpr (bits == 3)
       level[r] = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(table[r])));
     else
       level[r] = _mm512_loadu_si512(table[r] + from);
@@ -209,8 +213,11 @@ class Levels {
       if (r && group[r] == group[r - 1]) {
         table[r] = table[r - 1];
       } else {
+        if (weight_.form == Form::table) {
+          table[r] = weight_.levels + (group[r] << bits);
+          continue;
+        }
         table[r] = table_.of(group[r]);
-        if (table_.lasts()) continue;
         float* kept = expanded_.reserve(16 * size) + r * size;
         table[r] = static_cast<const float*>(std::memcpy(kept, table[r], sizeof(float) * size));
       }
@@ -247,18 +254,51 @@ inline void finish(const Product& product, std::int64_t token, std::int64_t row,
 
 // Few tokens: rows are decoded and used at once. ------------------------------------------------------------
 
+// How many codes of so many bits fill a byte; one where they do not.
+template <int bits>
+constexpr int in_byte = bits == 1 || bits == 2 || bits == 4 ? 8 / bits : 1;
+
+// Whether all rows' codes begin with a byte and come several in one: a vector of bytes is a vector of first codes, and
+// shifted one of second ones, which saves most of what takes codes apart. They meet tokens whose numbers stand so.
+template <int bits>
+bool in_bytes(const Weight& weight) {
+  return in_byte<bits> > 1 && weight.columns * bits % 8 == 0;
+}
+
+// A run of a token for codes in bytes: of each `wide` bytes of codes the numbers of first codes, then of second ones, and
+// so on. What does not fill these stays in the order of the columns.
+template <int bits>
+void to_bytes(const std::int8_t* x, std::int64_t columns, std::int8_t* out) {
+  constexpr int C = in_byte<bits>;
+  std::int64_t i = 0;
+  for (; i + C * wide <= columns; i += C * wide)
+    for (int part = 0; part < C; ++part) {
+      const __m512i numbers = _mm512_loadu_si512(x + i + part * wide);
+      for (int c = 0; c < C; ++c) {
+        std::int8_t* to = out + i + c * wide + part * wide / C;
+        if constexpr (C == 2)
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi16_epi8(_mm512_srli_epi16(numbers, 8 * c)));
+        else if constexpr (C == 4)
+          _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_srli_epi32(numbers, 8 * c)));
+        else
+          _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm512_cvtepi64_epi8(_mm512_srli_epi64(numbers, 8 * c)));
+      }
+    }
+  for (; i < columns; i += wide) _mm512_storeu_si512(out + i, _mm512_loadu_si512(x + i));
+}
+
 // How many rows are worked on together with T tokens: their sums, tables and places in a vector fit the registers.
 template <int bits, int T>
 constexpr int rows_together = bits >= 7 || T >= 5 ? 2 : 4;
 
-// Up to sixteen rows of a run with T tokens.
+// Up to sixteen rows of a run with T tokens, whose numbers are for codes in bytes or as they come.
 template <int bits, int T>
-void multiply_few(const Product& product, const Rows<bits>& rows, const Unpack<bits>& unpack, std::int64_t first,
-                  std::int64_t count, std::int64_t token, std::int64_t run) {
-  constexpr int R = rows_together<bits, T>;
+void multiply_few(const Product& product, const Rows<bits>& rows, const Unpack<bits>& unpack, const std::int8_t* tokens,
+                  bool for_bytes, std::int64_t first, std::int64_t count, std::int64_t token, std::int64_t run) {
+  constexpr int R = rows_together<bits, T>, C = in_byte<bits>;
   const std::int64_t columns = product.columns_of(run);
   std::uintptr_t next = rows.next;
-  const std::int8_t* x = product.x + token * product.stride + run * product.run_columns;
+  const std::int8_t* x = tokens + token * product.stride + run * product.run_columns;
   __m512i sum[T][16];
   if (count < 16) std::memset(sum, 0, sizeof sum);
   for (int some = 0; some < count; some += R) {
@@ -272,19 +312,36 @@ void multiply_few(const Product& product, const Rows<bits>& rows, const Unpack<b
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) total[r][t] = _mm512_setzero_si512();
     }
-    for (std::int64_t i = 0; i < columns; i += wide) {
+    const auto add = [&](const __m512i (&level)[R], std::int64_t column) {
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        __m512i one = _mm512_loadu_si512(x + t * product.stride + column);
+        asm("" : "+v"(one));  // loaded once, and not again for each row
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) total[r][t] = _mm512_dpbusd_epi32(total[r][t], level[r], one);
+      }
+    };
+    std::int64_t i = 0;
+    if (C > 1 && for_bytes)
+      for (; i + C * wide <= columns; i += C * wide) {
+        __m512i packed[R], level[R];
+        fetch<8 * R>(next);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) packed[r] = _mm512_loadu_si512(at[r] + i / C);
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) {
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) level[r] = look_up[r](_mm512_srli_epi16(packed[r], c * bits));
+          add(level, i + c * wide);
+        }
+      }
+    for (; i < columns; i += wide) {
       __m512i level[R];
       fetch<R * bits>(next);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
         level[r] = look_up[r](unpack(_mm512_loadu_si512(at[r] + i / 8 * bits), from[r]));
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) {
-        __m512i one = _mm512_loadu_si512(x + t * product.stride + i);
-        asm("" : "+v"(one));  // loaded once, and not again for each row
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) total[r][t] = _mm512_dpbusd_epi32(total[r][t], level[r], one);
-      }
+      add(level, i);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
@@ -302,13 +359,25 @@ void from_codes(const Product& product, std::int64_t part) {
   const Weight& weight = product.weight;
   Levels<bits> levels(weight);
   const Unpack<bits> unpack;
+  // memory is what one or two tokens wait for with four bits: it comes sooner, for whatever reason, without this
+  const bool for_bytes = in_bytes<bits>(weight) && (bits <= 2 || product.tokens > 2);
+  Buffer<std::int8_t> memory;
+  const std::int8_t* tokens = product.x;
+  if (for_bytes) {
+    tokens = memory.reserve(product.tokens * product.stride);
+    for (std::int64_t token = 0; token < product.tokens; ++token)
+      for (std::int64_t run = 0; run < product.runs; ++run) {
+        const std::int64_t from = token * product.stride + run * product.run_columns;
+        to_bytes<bits>(product.x + from, product.columns_of(run), memory.data() + from);
+      }
+  }
   const std::int64_t end = std::min(weight.rows, (part + 1) * part_rows);
   for (std::int64_t first = part * part_rows; first < end; first += 16) {
     const std::int64_t count = std::min<std::int64_t>(end - first, 16);
     for (std::int64_t run = 0; run < product.runs; ++run) {
       const Rows<bits>& rows = levels.rows(first, product, run);
       in_parts<8>(product.tokens, [&](auto some, std::int64_t token) {
-        multiply_few<bits, decltype(some)::get>(product, rows, unpack, first, count, token, run);
+        multiply_few<bits, decltype(some)::get>(product, rows, unpack, tokens, for_bytes, first, count, token, run);
       });
     }
   }

@@ -123,8 +123,8 @@ bool weight_of(PyObject* tuple, Weight& weight) {
                         &block_rows, &block_columns, &origins, &extra_rows, &extra_columns, &mask))
     return false;
   weight = {address<std::uint8_t>(codes), code_bytes, address<float>(levels), static_cast<lexibit::Form>(form), bits,
-            rows, columns, block_rows, block_columns, address<std::int32_t>(origins), extra_rows, extra_columns,
-            address<std::uint8_t>(mask)};
+            rows, columns, block_rows, block_columns, (columns + block_columns - 1) / block_columns,
+            address<std::int32_t>(origins), extra_rows, extra_columns, address<std::uint8_t>(mask)};
   // in a weight that was not read from a file nobody has looked at these
   const long long own = extra_rows ? weight.own_rows() : weight.own_columns();
   for (long long i = 0; i < extra_rows + extra_columns; ++i)

@@ -16,14 +16,14 @@ struct Weight {
   int bits;
   std::int64_t rows, columns;              // of the stored matrix, extra ones included
   std::int64_t block_rows, block_columns;  // of a group
+  std::int64_t runs;                       // of columns: groups beside each other
   const std::int32_t* origins;             // of extra rows or columns; one of the two counts is zero
   std::int64_t extra_rows, extra_columns;
   const std::uint8_t* mask;  // bits of the own matrix, 1 for a weight that is zero; or null
 
   std::int64_t own_rows() const { return rows - extra_rows; }
   std::int64_t own_columns() const { return columns - extra_columns; }
-  std::int64_t runs() const { return (columns + block_columns - 1) / block_columns; }
-  std::int64_t group(std::int64_t row, std::int64_t run) const { return row / block_rows * runs() + run; }
+  std::int64_t group(std::int64_t row, std::int64_t run) const { return row / block_rows * runs + run; }
 };
 
 // What one instruction set can do in float32. Rows and columns are the weight's own; all is row after row.
