@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from collections.abc import Callable
 from math import prod
 
@@ -11,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from lexibit import CodebookWeight, LexibitError
+from lexibit import CodebookWeight, LexibitError, ops
 from lexibit.levels import LevelForm
 from lexibit.nn import install
+from lexibit.ops import native
 from lexibit.weight import WeightSpec
 
 Make = Callable[..., CodebookWeight]
@@ -333,3 +335,64 @@ def test_a_weight_has_buffers_and_no_parameters(random_weight: Make) -> None:
         "codes": torch.uint8,
         "levels": torch.float32,
     }
+
+
+CHANGES: dict[str, Callable[[CodebookWeight], object]] = {
+    "other levels": lambda weight: setattr(weight, "levels", weight.levels * 2),
+    "levels elsewhere": lambda weight: setattr(weight.levels, "data", weight.levels * 2),
+    "levels in place": lambda weight: weight.levels.mul_(2),
+    "levels with gaps": lambda weight: setattr(
+        weight, "levels", torch.stack([weight.levels, weight.levels], -1)[..., 0]
+    ),
+    "other codes": lambda weight: setattr(weight, "codes", weight.codes.flip(0)),
+    "codes in place": lambda weight: weight.codes.bitwise_not_(),
+    "another dtype": lambda weight: weight.to(torch.float64),
+    "trained levels": lambda weight: weight.train_levels().data.mul_(2),
+    "compute": lambda weight: setattr(weight, "compute", "int8"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_between_two_products_counts(random_weight: Make, change: str) -> None:
+    weight, x = random_weight((40, 64), 3, "row"), torch.randn(3, 64)
+    with torch.no_grad():
+        before = weight.linear(x)
+        CHANGES[change](weight)
+        found = weight.linear(x)
+        expected = copy.deepcopy(weight).linear(x)
+        assert torch.equal(found, expected)
+        same = change in ("levels with gaps", "another dtype")
+        assert torch.allclose(before, expected, atol=1e-4) == same
+        weight.levels.add_(0.5)  # with gaps: no copy of them was kept
+        found = weight.linear(x)
+        assert torch.equal(found, copy.deepcopy(weight).linear(x))
+        assert not torch.allclose(found, expected)
+    if change != "compute":
+        torch.testing.assert_close(found, x @ weight.decode().to(x.dtype).t())
+
+
+def test_kept_products_are_of_one_weight_alone(random_weight: Make) -> None:
+    weight, x = random_weight((40, 64), 3, "row"), torch.randn(3, 64)
+    with torch.no_grad():
+        expected = weight.linear(x)
+        copies = [copy.copy(weight), copy.deepcopy(weight), pickle.loads(pickle.dumps(weight))]
+        weight.levels.zero_()
+        assert not weight.linear(x).any()
+        assert not copies[0].linear(x).any()  # the same tensors
+        for one in copies[1:]:
+            assert torch.equal(one.linear(x), expected)
+        with ops.kernels("reference"):
+            torch.testing.assert_close(copies[1].linear(x), expected)
+    with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied|size mismatch"):
+        copies[1].linear(torch.randn(3, 65))
+
+
+def test_a_product_is_looked_through_once(random_weight: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    if native.chosen().name == native.REFERENCE:
+        pytest.skip("no kernels here")
+    weight, x = random_weight((40, 64), 3, "row"), torch.randn(3, 64)
+    with torch.no_grad():
+        expected = weight.linear(x)
+        monkeypatch.setattr(native, "_weight", lambda *_: pytest.fail("looked through again"))
+        assert torch.equal(weight.linear(x), expected)
+        assert torch.equal(weight.linear(x[:2], torch.zeros(40)), expected[:2])

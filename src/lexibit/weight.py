@@ -14,6 +14,7 @@ from lexibit import ops
 from lexibit.errors import LexibitError
 from lexibit.groups import Groups, matrix_shape
 from lexibit.levels import LevelForm
+from lexibit.ops import native
 from lexibit.ops.reference import Stored
 from lexibit.packing import pack, pack_places, packed_bytes, unpack
 
@@ -276,11 +277,35 @@ class CodebookWeight(nn.Module):
             # custom operators are no part of autocast's lists: do as it does for linear layers
             dtype = torch.get_autocast_dtype(x.device.type)
             x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+        product = self._product(x, bias, transposed)
+        if product is not None:
+            return product(x, bias, activation)
         if self.compute != "float32" and not transposed:
             bias = None if bias is None else bias.float()
             found = ops.linear_rounded(x.float(), bias, *self.stored(), activation, self.compute)
             return found.to(x.dtype)
         return ops.ACTIVATIONS[activation](ops.linear(x, bias, *self.stored(), transposed))
+
+    def _product(self, x: Tensor, bias: Tensor | None, transposed: bool) -> native.Product | None:
+        """What the kernels do of that, if they do it and nobody follows: kept for as long as it holds."""
+        own: Any = self._buffers
+        levels = own.get("levels")
+        if levels is None or not ops.direct(x, bias, levels):
+            return None
+        compute = "float32" if transposed else self.compute
+        product: native.Product | None = self.__dict__.get("_last_product")
+        if (
+            product is None
+            or product.compute != compute
+            or product.transposed != transposed
+            or not product.holds([own[part] for part in PARTS])
+        ):
+            stored = self.stored()
+            taken = native.takes(stored) if compute == "float32" else native.takes_rounded(compute, stored)
+            product = self.__dict__["_last_product"] = (
+                native.Product(stored, compute, transposed) if taken else None
+            )
+        return product if product is not None and native.computes(x, bias) else None
 
     def embedding(self, ids: Tensor) -> Tensor:
         """The rows ``ids`` (any shape) of the weight: ``[*ids.shape, columns]``."""

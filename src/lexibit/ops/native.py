@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from math import prod
@@ -113,12 +113,12 @@ def parallel() -> bool:
 
 def takes(weight: Stored, *inputs: Tensor | None) -> bool:
     """Whether the kernels compute with this weight and these inputs; else it is for the reference to do."""
-    if chosen().name == REFERENCE:
-        return False
-    for one in (weight.levels, weight.outliers, *inputs):
-        if one is not None and (one.dtype not in DTYPES or not one.is_cpu):
-            return False
-    return True
+    return chosen().name != REFERENCE and computes(weight.levels, weight.outliers, *inputs)
+
+
+def computes(*numbers: Tensor | None) -> bool:
+    """Whether these are of a dtype, and where, the kernels compute."""
+    return all(one is None or (one.dtype in DTYPES and one.is_cpu) for one in numbers)
 
 
 def takes_rounded(compute: str, weight: Stored, *inputs: Tensor | None) -> bool:
@@ -208,72 +208,100 @@ def assign(
 
 def linear(x: Tensor, weight: Stored, bias: Tensor | None, transposed: bool) -> Tensor:
     """As :func:`lexibit.ops.reference.linear` with the weight decoded, but for the order of additions."""
-    rows, columns = matrix_shape(tuple(weight.shape))
-    inside, outside = (rows, columns) if transposed else (columns, rows)
-    if x.shape[-1:] != (inside,) or (bias is not None and bias.shape != (outside,)):
-        # what torch broadcasts, or refuses in its own words
-        return reference.linear(x, decode(weight), bias, transposed)
-    flat = x.reshape(prod(x.shape[:-1]), inside).contiguous()
-    bias = None if bias is None else bias.contiguous()
-    out = x.new_empty(*x.shape[:-1], outside)
-    name, arguments, parts = _weight(weight)
-    _kernels.linear(
-        name,
-        _threads(flat.shape[0] * rows * columns),
-        arguments,
-        flat.data_ptr(),
-        flat.shape[0],
-        0 if bias is None else bias.data_ptr(),
-        out.data_ptr(),
-        transposed,
-    )
-    _add_outliers(flat, weight.shape, parts, out, transposed)
-    return out
-
-
-def _add_outliers(
-    x: Tensor, shape: Sequence[int], parts: Sequence[Tensor | None], out: Tensor, transposed: bool
-) -> None:
-    """Add to a product what the outliers give: ``x`` is ``[tokens, ...]``, the parts were checked."""
-    *_, values, gaps = parts
-    if values is None or gaps is None:
-        return
-    _kernels.add_outliers(
-        _threads(len(x) * values.numel()),
-        values.data_ptr(),
-        gaps.data_ptr(),
-        values.numel(),
-        *matrix_shape(tuple(shape)),
-        x.data_ptr(),
-        len(x),
-        out.data_ptr(),
-        transposed,
-    )
+    return Product(weight, "float32", transposed)(x, bias)
 
 
 def linear_rounded(x: Tensor, weight: Stored, bias: Tensor | None, activation: str, compute: str) -> Tensor:
     """As :func:`lexibit.ops.reference.linear_rounded`, but for the order of additions."""
-    rows, columns = matrix_shape(tuple(weight.shape))
-    if x.shape[-1:] != (columns,) or (bias is not None and bias.shape != (rows,)) or not rows * columns:
-        return reference.linear_rounded(x, weight, bias, activation, compute)
-    flat = x.reshape(prod(x.shape[:-1]), columns).contiguous()
-    bias = None if bias is None else bias.contiguous()
-    out = x.new_empty(*x.shape[:-1], rows)
-    name, arguments, parts = _weight(weight)
-    at_once = activation if weight.outliers is None else "none"
-    _kernels.linear_rounded(
-        name,
-        compute,
-        _threads(flat.shape[0] * rows * columns, _SMALL_INT8),
-        arguments,
-        flat.data_ptr(),
-        flat.shape[0],
-        0 if bias is None else bias.data_ptr(),
-        _ACTIVATIONS[at_once],
-        out.data_ptr(),
-    )
-    _add_outliers(flat, weight.shape, parts, out, False)
-    return out if at_once == activation else reference.ACTIVATIONS[activation](out)
+    return Product(weight, compute)(x, bias, activation)
+
+
+class Product:
+    """What a weight, which the kernels take, is multiplied by: one call, or many.
+
+    Holds the addresses of the weight's tensors. To look through these takes as long as a small product: who
+    keeps a product asks :meth:`holds` before each use.
+
+    Args:
+        weight: what the kernels compute with (see :func:`takes` and :func:`takes_rounded`).
+        compute: of :data:`lexibit.ops.COMPUTE`.
+        transposed: whether it is ``x @ W`` and not ``x @ W.T``; in float32.
+    """
+
+    def __init__(self, weight: Stored, compute: str, transposed: bool = False) -> None:
+        self.compute, self.transposed = compute, transposed
+        self._choice = chosen()
+        self._weight = weight
+        self._addresses = [None if part is None else (part.data_ptr(), part.numel()) for part in weight.parts]
+        self._name, self._arguments, self._parts = _weight(weight)
+        self._shape = rows, columns = matrix_shape(tuple(weight.shape))
+        self._inside, self._outside = (rows, columns) if transposed else (columns, rows)
+        self._small = _SMALL if compute == "float32" else _SMALL_INT8
+
+    def holds(self, parts: Iterable[Tensor | None]) -> bool:
+        """Whether it is still right: for these parts of a weight, which is otherwise the same."""
+        for own, used, address, part in zip(
+            self._weight.parts, self._parts, self._addresses, parts, strict=True
+        ):
+            if part is not own or own is not used:  # but a copy, because its memory has gaps
+                return False
+            if part is not None and (part.data_ptr(), part.numel()) != address:
+                return False
+        return chosen() == self._choice
+
+    def __call__(self, x: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+        """``activation(x @ W.T + bias)``: ``x`` and the bias are float32 on a CPU."""
+        shape = x.shape
+        if shape[-1:] != (self._inside,) or (bias is not None and bias.shape != (self._outside,)):
+            # what torch broadcasts, or refuses in its own words
+            return self._by_reference(x, bias, activation)
+        size = self._inside * self._outside
+        if not size:
+            return self._by_reference(x, bias, activation)
+        x = x.contiguous()
+        bias = None if bias is None else bias.contiguous()
+        tokens = x.numel() // self._inside
+        out = x.new_empty(*shape[:-1], self._outside)
+        threads = _threads(tokens * size, self._small)
+        pointers = x.data_ptr(), tokens, 0 if bias is None else bias.data_ptr()
+        if self.compute == "float32":
+            at_once = "none"
+            _kernels.linear(self._name, threads, self._arguments, *pointers, out.data_ptr(), self.transposed)
+        else:
+            at_once = activation if self._weight.outliers is None else "none"
+            rounded = _ACTIVATIONS[at_once]
+            _kernels.linear_rounded(
+                self._name, self.compute, threads, self._arguments, *pointers, rounded, out.data_ptr()
+            )
+        if self._weight.outliers is not None:
+            self._add_outliers(x, tokens, out)
+        return out if at_once == activation else reference.ACTIVATIONS[activation](out)
+
+    def _add_outliers(self, x: Tensor, tokens: int, out: Tensor) -> None:
+        *_, values, gaps = self._parts
+        assert values is not None
+        assert gaps is not None
+        _kernels.add_outliers(
+            _threads(tokens * values.numel()),
+            values.data_ptr(),
+            gaps.data_ptr(),
+            values.numel(),
+            *self._shape,
+            x.data_ptr(),
+            tokens,
+            out.data_ptr(),
+            self.transposed,
+        )
+
+    def _by_reference(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        if self.compute == "float32":
+            found = reference.linear(x, decode(self._weight), bias, self.transposed)
+            return reference.ACTIVATIONS[activation](found)
+        return reference.linear_rounded(x, self._weight, bias, activation, self.compute)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Nothing is kept of it in copies and pickles: there other tensors stand elsewhere."""
+        return type(None), ()
 
 
 class EncoderLayer:
