@@ -123,13 +123,10 @@ class Vectors {
 // Calls use with all tokens, `most` at a time at most and in parts of like size: how many as a constant, and the first.
 template <int most, class Use>
 void in_parts(std::int64_t tokens, Use&& use) {
-  static_assert(most <= 8, "with_constant knows no more");
   const std::int64_t parts = pieces(tokens, most);
   for (std::int64_t part = 0, token = 0; part < parts; ++part) {
     const std::int64_t some = (tokens - token + parts - part - 1) / (parts - part);
-    with_constant(static_cast<int>(some), [&](auto constant) {
-      if constexpr (decltype(constant)::get <= most) use(constant, token);
-    });
+    with_constant<most>(static_cast<int>(some), [&](auto constant) { use(constant, token); });
     token += some;
   }
 }

@@ -18,18 +18,12 @@ struct Constant {
   static constexpr int get = value;
 };
 
-// Calls use with a number as a constant if it is one from 1 to 8, as those of bits are.
-template <class Use>
+// Calls use with a number as a constant if it is one from 1 to `most`; those of bits go to 8.
+template <int most = 8, class Use>
 void with_constant(int number, Use&& use) {
-  switch (number) {
-    case 1: return use(Constant<1>());
-    case 2: return use(Constant<2>());
-    case 3: return use(Constant<3>());
-    case 4: return use(Constant<4>());
-    case 5: return use(Constant<5>());
-    case 6: return use(Constant<6>());
-    case 7: return use(Constant<7>());
-    case 8: return use(Constant<8>());
+  if constexpr (most > 0) {
+    if (number == most) return use(Constant<most>());
+    with_constant<most - 1>(number, use);
   }
 }
 
