@@ -232,7 +232,7 @@ class Product:
         self.compute, self.transposed = compute, transposed
         self._choice = chosen()
         self._weight = weight
-        self._addresses = [None if part is None else (part.data_ptr(), part.numel()) for part in weight.parts]
+        self._places = [_place(part) for part in weight.parts]
         self._name, self._arguments, self._parts = _weight(weight)
         self._shape = rows, columns = matrix_shape(tuple(weight.shape))
         self._inside, self._outside = (rows, columns) if transposed else (columns, rows)
@@ -240,13 +240,11 @@ class Product:
 
     def holds(self, parts: Iterable[Tensor | None]) -> bool:
         """Whether it is still right: for these parts of a weight, which is otherwise the same."""
-        for own, used, address, part in zip(
-            self._weight.parts, self._parts, self._addresses, parts, strict=True
-        ):
-            if part is not own or own is not used:  # but a copy, because its memory has gaps
+        for own, place, part in zip(self._weight.parts, self._places, parts, strict=True):
+            if part is not own or _place(part) != place:
                 return False
-            if part is not None and (part.data_ptr(), part.numel()) != address:
-                return False
+            if part is not None and not part.is_contiguous():
+                return False  # a copy of it was taken
         return chosen() == self._choice
 
     def __call__(self, x: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
@@ -357,6 +355,11 @@ class EncoderLayer:
             out.data_ptr(),
         )
         return out
+
+
+def _place(tensor: Tensor | None) -> tuple[int, int, torch.dtype] | None:
+    """Where a tensor is, as far as its contents may be read there."""
+    return None if tensor is None else (tensor.data_ptr(), tensor.numel(), tensor.dtype)
 
 
 def _address(tensor: Tensor | None) -> int:
