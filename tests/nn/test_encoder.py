@@ -24,6 +24,7 @@ from transformers import (
 
 import lexibit
 from lexibit import LexibitConfig, LexibitError, ops
+from lexibit.nn import codebooks
 from lexibit.nn.encoder import FusedLayer, unfuse
 from lexibit.ops import native
 
@@ -53,13 +54,13 @@ ENCODERS = {
 }
 
 
-def optimized(kind: str, **config: object) -> PreTrainedModel:
+def optimized(kind: str, outliers: float = 0.0, **config: object) -> PreTrainedModel:
     torch.manual_seed(0)
     model = ENCODERS[kind](**config).eval()
     for parameter in model.parameters():
         # biases and norms that do something
         parameter.data.add_(0.1 * torch.randn(parameter.shape))
-    lexibit.quantize(model, LexibitConfig(bits=4, groups="row"), progress=False)
+    lexibit.quantize(model, LexibitConfig(bits=4, groups="row", outliers=outliers), progress=False)
     lexibit.optimize(model)
     return model
 
@@ -127,6 +128,33 @@ def test_queries_and_keys_may_have_groups_of_their_own(groups: str) -> None:
     lexibit.optimize(model)
     with torch.inference_mode():
         near(model(inputs(2, 9)).last_hidden_state, one_by_one(model)(inputs(2, 9)).last_hidden_state)
+
+
+@pytest.mark.parametrize("kind", ["bert", "albert"])
+@pytest.mark.parametrize(("texts", "tokens"), [(1, 1), (1, 5), (3, 21), (2, 70)])
+def test_outliers_are_added_inside(
+    kind: str, texts: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = optimized(kind, outliers=0.02), inputs(texts, tokens)
+    plain, without = one_by_one(model), copy.deepcopy(model)
+    for weight in codebooks(without).values():
+        assert weight.outliers is not None
+        weight.outliers.zero_()
+    calls = []
+    real = native.EncoderLayer.__call__
+    monkeypatch.setattr(native.EncoderLayer, "__call__", lambda *given: calls.append(1) or real(*given))
+    with torch.inference_mode():
+        found = model(ids).last_hidden_state
+        assert calls
+        near(found, plain(ids).last_hidden_state)
+        assert nn.functional.cosine_similarity(found, without(ids).last_hidden_state, dim=-1).min() < 0.999
+
+
+def test_outliers_behind_the_end_are_told() -> None:
+    model = optimized("bert", outliers=0.02)
+    model.encoder.layer[1].output.dense.weight_codebook.gaps.fill_(65000)
+    with torch.inference_mode(), pytest.raises(IndexError, match="outliers behind the last weight"):
+        model(inputs(1, 5))
 
 
 def test_the_kernels_are_called_once_a_layer(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:

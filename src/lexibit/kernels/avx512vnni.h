@@ -19,6 +19,7 @@ struct Product {
   const float* bias;
   Activation activation;
   float* out;
+  bool beside;               // whether the product is added to what is there
   std::int64_t run_columns;  // of a run; all runs but the last are as wide
   std::int64_t runs;
   std::int64_t stride;  // of the rounded tokens, whole vectors
@@ -244,7 +245,7 @@ inline void finish(const Product& product, std::int64_t token, std::int64_t row,
                                            _mm512_mul_ps(middle, _mm512_set1_ps(static_cast<float>(sum))));
   float* out = product.out + token * product.weight.rows + row;
   __m512 value = _mm512_mul_ps(in_levels, _mm512_set1_ps(product.scale[token]));
-  if (run) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(rows, out));
+  if (run || product.beside) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(rows, out));
   if (run + 1 == product.runs) {
     if (product.bias) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(rows, product.bias + row));
     value = activate(product.activation, value);
@@ -530,8 +531,9 @@ struct Rounded {
       sum[token * runs + run] = sum_of(to + run * run_columns, std::min(run_columns, columns - run * run_columns));
   }
 
-  Product with(const Weight& weight, std::int64_t tokens, const float* bias, Activation activation, float* out) const {
-    return {weight, tokens, bias, activation, out, run_columns, runs, stride, x, arranged, scale, sum};
+  Product with(const Weight& weight, std::int64_t tokens, const float* bias, Activation activation, float* out,
+               bool beside = false) const {
+    return {weight, tokens, bias, activation, out, beside, run_columns, runs, stride, x, arranged, scale, sum};
   }
 };
 

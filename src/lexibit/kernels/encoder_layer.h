@@ -160,12 +160,25 @@ class Workspace {
   std::int64_t used_ = 0;
 };
 
+// Where a weight's outliers lie, for one token after the other.
+struct Beside {
+  Outliers outliers;
+  std::int64_t *row, *column;
+
+  // A token's product with the outliers alone, which that with the codes is added to; if there are any.
+  void begin(Floats x, float* out) const {
+    if (!outliers.count) return;
+    std::memset(out, 0, sizeof(float) * static_cast<std::size_t>(outliers.rows));
+    for (std::int64_t i = 0; i < outliers.count; ++i) out[row[i]] += outliers.values[i] * x[column[i]];
+  }
+};
+
 // What a thread's last layer needed is kept for its next one, unless it is much.
 thread_local Buffer<std::uint8_t> workspace;
 constexpr std::int64_t kept = 64 << 20;
 
 template <class Many>
-void encoder_layer(const EncoderLayer& layer, const float* x, std::int64_t texts, std::int64_t length,
+bool encoder_layer(const EncoderLayer& layer, const float* x, std::int64_t texts, std::int64_t length,
                    const float* mask, std::int64_t mask_rows, float* out, int threads) {
   const std::int64_t tokens = texts * length, hidden = layer.query.weight.columns, inner = layer.up.weight.rows;
   const std::int64_t all = layer.query.weight.rows, width = all / layer.heads;
@@ -173,9 +186,10 @@ void encoder_layer(const EncoderLayer& layer, const float* x, std::int64_t texts
   std::int8_t *numbers, *arranged;
   std::int32_t* sums;
   const std::int64_t widest = std::max({hidden, all, inner});
+  const Linear* const linears[] = {&layer.query, &layer.key, &layer.value, &layer.output, &layer.up, &layer.down};
+  Beside beside[6];
   std::int64_t runs = 1;
-  for (const Linear* one : {&layer.query, &layer.key, &layer.value, &layer.output, &layer.up, &layer.down})
-    runs = std::max(runs, Rounded::runs_of(one->weight));
+  for (const Linear* one : linears) runs = std::max(runs, Rounded::runs_of(one->weight));
   Workspace space;
   for (int turn = 0; turn < 2; ++turn) {
     // the first turn says how much it is
@@ -183,11 +197,18 @@ void encoder_layer(const EncoderLayer& layer, const float* x, std::int64_t texts
     space.plan(sum, tokens * hidden), space.plan(middle, tokens * hidden), space.plan(between, tokens * inner);
     space.plan(scale, tokens), space.plan(sums, tokens * runs), space.plan(numbers, tokens * stride_of(widest));
     space.plan(arranged, Many::arranged_size(widest, tokens));
+    for (int i = 0; i < 6; ++i) {
+      beside[i].outliers = linears[i]->outliers;
+      space.plan(beside[i].row, beside[i].outliers.count), space.plan(beside[i].column, beside[i].outliers.count);
+    }
     if (!turn) space.begin(workspace.reserve(space.used()));
   }
+  for (const Beside& one : beside)
+    if (!places(one.outliers, one.row, one.column)) return false;
+  const auto& [of_query, of_key, of_value, of_output, of_up, of_down] = beside;
   const auto rounded_for = [&](const Linear& linear) { return Rounded(linear.weight, numbers, arranged, scale, sums); };
   const auto product = [&](const Linear& linear, Activation activation, float* to) {
-    return rounded_for(linear).with(linear.weight, tokens, linear.bias, activation, to);
+    return rounded_for(linear).with(linear.weight, tokens, linear.bias, activation, to, linear.outliers.count > 0);
   };
   const Product heads[] = {product(layer.query, Activation::none, query), product(layer.key, Activation::none, key),
                            product(layer.value, Activation::none, value)};
@@ -201,7 +222,12 @@ void encoder_layer(const EncoderLayer& layer, const float* x, std::int64_t texts
   const Parts arrange_heads = Many::arrange(heads[0]), arrange_output = Many::arrange(output),
               arrange_up = Many::arrange(up), arrange_down = Many::arrange(down);
 
-  const auto round_input = [&](std::int64_t t) { rounded_for(layer.query).round(t, x + t * hidden); };
+  const auto round_input = [&](std::int64_t t) {
+    rounded_for(layer.query).round(t, x + t * hidden);
+    of_query.begin(x + t * hidden, query + t * all);
+    of_key.begin(x + t * hidden, key + t * all);
+    of_value.begin(x + t * hidden, value + t * all);
+  };
   const auto arrange_input = [&](std::int64_t i) { arrange_heads.part(heads[0], i); };
   const auto project = [&](std::int64_t i) {
     const std::int64_t part = i % head_parts.count;
@@ -222,16 +248,23 @@ void encoder_layer(const EncoderLayer& layer, const float* x, std::int64_t texts
       case 4: return attend<4>(head);
     }
   };
-  const auto round_context = [&](std::int64_t t) { rounded_for(layer.output).round(t, query + t * all); };
+  const auto round_context = [&](std::int64_t t) {
+    rounded_for(layer.output).round(t, query + t * all);
+    of_output.begin(query + t * all, sum + t * hidden);
+  };
   const auto arrange_context = [&](std::int64_t i) { arrange_output.part(output, i); };
   const auto combine = [&](std::int64_t i) { output_parts.part(output, i); };
   const auto first_norm = [&](std::int64_t t) {
     add_norm(sum + t * hidden, x + t * hidden, layer.attention_norm, hidden, middle + t * hidden);
     rounded_for(layer.up).round(t, middle + t * hidden);
+    of_up.begin(middle + t * hidden, between + t * inner);
   };
   const auto arrange_middle = [&](std::int64_t i) { arrange_up.part(up, i); };
   const auto widen = [&](std::int64_t i) { up_parts.part(up, i); };
-  const auto round_inner = [&](std::int64_t t) { rounded_for(layer.down).round(t, between + t * inner); };
+  const auto round_inner = [&](std::int64_t t) {
+    rounded_for(layer.down).round(t, between + t * inner);
+    of_down.begin(between + t * inner, sum + t * hidden);
+  };
   const auto arrange_inner = [&](std::int64_t i) { arrange_down.part(down, i); };
   const auto narrow = [&](std::int64_t i) { down_parts.part(down, i); };
   const auto last_norm = [&](std::int64_t t) {
@@ -244,6 +277,7 @@ void encoder_layer(const EncoderLayer& layer, const float* x, std::int64_t texts
               phase(arrange_down.count, arrange_inner), phase(down_parts.count, narrow), phase(tokens, last_norm)},
              threads);
   if (space.used() > kept) workspace.release();
+  return true;
 }
 
 }  // namespace

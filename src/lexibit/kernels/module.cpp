@@ -232,13 +232,15 @@ PyObject* add_outliers(PyObject*, PyObject* arguments) {
   return done;
 }
 
-// A linear layer from (weight, bias).
+// A linear layer from (weight, bias, outliers, gaps, their count).
 bool linear_of(PyObject* tuple, lexibit::Linear& linear) {
   PyObject* weight;
-  long long bias;
-  if (!PyArg_ParseTuple(tuple, "O!L", &PyTuple_Type, &weight, &bias)) return false;
+  long long bias, values, gaps, count;
+  if (!PyArg_ParseTuple(tuple, "O!LLLL", &PyTuple_Type, &weight, &bias, &values, &gaps, &count)) return false;
   linear.bias = address<float>(bias);
-  return weight_of(weight, linear.weight);
+  if (!weight_of(weight, linear.weight)) return false;
+  linear.outliers = {address<float>(values), address<std::uint16_t>(gaps), count, linear.weight.rows, linear.weight.columns};
+  return true;
 }
 
 // LayerNorm's weight, bias and epsilon.
@@ -270,10 +272,16 @@ PyObject* encoder_layer(PyObject*, PyObject* arguments) {
   if (!set) return nullptr;
   if (!set->int8 || !set->int8->encoder_layer)
     return PyErr_Format(PyExc_ValueError, "%s has no kernel for a layer of an encoder", name);
-  return unlocked([&] {
-    set->int8->encoder_layer(layer, address<float>(x), texts, length, address<float>(mask), mask_rows,
-                             address<float>(out), threads);
+  bool inside = true;
+  PyObject* done = unlocked([&] {
+    inside = set->int8->encoder_layer(layer, address<float>(x), texts, length, address<float>(mask), mask_rows,
+                                      address<float>(out), threads);
   });
+  if (done && !inside) {
+    Py_DECREF(done);
+    return PyErr_Format(PyExc_IndexError, "outliers behind the last weight of a layer");
+  }
+  return done;
 }
 
 PyObject* assign(PyObject*, PyObject* arguments) {

@@ -12,6 +12,9 @@ struct Outliers {
   std::int64_t rows, columns;  // of the weight
 };
 
+// Where each lies; false if they do not all lie in the weight.
+bool places(const Outliers& outliers, std::int64_t* row, std::int64_t* column);
+
 // Adds to out [tokens, rows] what x [tokens, columns] gives with them; transposed, rows and columns change places.
 // False if they do not all lie in the weight: then nothing was added. Each number of out gets its sums in the outliers'
 // order, whatever the number of threads.

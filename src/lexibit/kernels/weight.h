@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "outliers.h"
+
 namespace lexibit {
 
 // As lexibit.levels.LevelForm names them.
@@ -43,6 +45,7 @@ enum class Activation : int { none, gelu, gelu_tanh };
 struct Linear {
   Weight weight;
   const float* bias;  // or null
+  Outliers outliers;  // their count may be 0
 };
 
 struct Norm {
@@ -73,9 +76,9 @@ struct BFloat16Kernels {
 // and no more: without extra rows or columns and without a mask, their runs of columns multiples of 64 or whole rows.
 struct Int8Kernels {
   RoundedLinear linear;
-  // x and out are [texts, length, columns]; the mask is [texts, mask_rows, length], added to the scores, or null.
-  // May be null.
-  void (*encoder_layer)(const EncoderLayer&, const float* x, std::int64_t texts, std::int64_t length, const float* mask,
+  // x and out are [texts, length, columns]; the mask is [texts, mask_rows, length], added to the scores, or null. False if
+  // outliers do not lie in their weights: then nothing was done. May be null.
+  bool (*encoder_layer)(const EncoderLayer&, const float* x, std::int64_t texts, std::int64_t length, const float* mask,
                         std::int64_t mask_rows, float* out, int threads);
 };
 

@@ -276,8 +276,6 @@ def _prepare(layer: FusedLayer) -> Prepared | None:
         stored, bias = weight.stored(), linear._parameters["bias"]
         if weight.compute != "int8" or not native.takes_rounded("int8", stored, bias):
             return None
-        if stored.outliers is not None:
-            return None  # what they add comes between a product and what follows it
         if bias is not None and bias.shape != (stored.shape[0],):
             return None
         linears.append((stored, bias))

@@ -325,7 +325,16 @@ class EncoderLayer:
     ) -> None:
         self._kept = linears, norms
         self._arguments = (
-            tuple((_weight(weight)[1], _address(bias)) for weight, bias in linears),
+            tuple(
+                (
+                    _weight(weight)[1],
+                    _address(bias),
+                    _address(weight.outliers),
+                    _address(weight.gaps),
+                    0 if weight.gaps is None else weight.gaps.numel(),
+                )
+                for weight, bias in linears
+            ),
             tuple((_address(weight), _address(bias), epsilon) for weight, bias, epsilon in norms),
             heads,
             scaling,
