@@ -77,6 +77,33 @@ def test_tokens_become_multiples_of_a_127th_of_their_greatest_magnitude() -> Non
     assert ((rounded * scale - x).abs() <= scale * 0.5001).all()
 
 
+@pytest.mark.parametrize(
+    ("bits", "steps"), [(1, 255), (2, 255), (3, 252), (4, 255), (5, 248), (6, 252), (7, 254), (8, 255)]
+)
+def test_an_even_grid_is_as_it_was(bits: int, steps: int) -> None:
+    scale, offset = torch.tensor([0.37, 1e-3, 5.0]), torch.tensor([-4.0, 0.0, 0.3])
+    table = scale[:, None] * (torch.arange(2**bits) + offset[:, None])
+    torch.testing.assert_close(reference.rounded_levels(table), table, rtol=1e-6, atol=1e-6)
+    uneven = torch.randn(5, 2**bits, generator=torch.Generator().manual_seed(0))
+    step = (uneven.amax(1) - uneven.amin(1)) / steps
+    whole = (reference.rounded_levels(uneven) - uneven.amin(1, keepdim=True)) / step[:, None]
+    torch.testing.assert_close(whole, whole.round(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["symmetric", "affine", "uniform"])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_levels_of_a_grid_lose_nothing_in_int8(random_weight: Make, bits: int, form: str) -> None:
+    weight = random_weight((40, 128), bits, "row", form)
+    x = torch.randint(-127, 128, (3, 128)).float()
+    x[:, 0] = 127.0  # tokens lose nothing either
+    exactly = x.double() @ weight.decode().double().t()
+    size = x.double().abs() @ weight.decode().double().abs().t()
+    weight.compute = "int8"
+    for name in native.available():
+        with ops.kernels(name):
+            assert ((weight.linear(x) - exactly).abs() <= 1e-5 * size).all()
+
+
 def test_levels_go_in_255_steps_from_the_least_to_the_greatest() -> None:
     table = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     rounded = reference.rounded_levels(table)

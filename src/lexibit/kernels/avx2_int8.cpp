@@ -88,9 +88,9 @@ struct RoundedTable {
     alignas(32) float each[2][8];
     _mm256_store_ps(each[0], lows), _mm256_store_ps(each[1], highs);
     const float low = *std::min_element(each[0], each[0] + 8), range = *std::max_element(each[1], each[1] + 8) - low;
-    step = _mm256_movemask_ps(odd) ? __builtin_nanf("") : range / 255.0f;
-    middle = low + range / 255.0f * 128.0f;
-    const __m256 inverse = _mm256_set1_ps(range > 0x1p-100f ? 255.0f / range : 0.0f);
+    step = _mm256_movemask_ps(odd) ? __builtin_nanf("") : range / level_steps<bits>;
+    middle = low + range / level_steps<bits> * 128.0f;
+    const __m256 inverse = _mm256_set1_ps(range > 0x1p-100f ? level_steps<bits> / range : 0.0f);
     for (int i = 0; i < size; i += 8) {
       const __m256 above = _mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(level + i), _mm256_set1_ps(low)), inverse);
       const __m256i whole = _mm256_sub_epi32(_mm256_cvtps_epi32(above), _mm256_set1_epi32(128));

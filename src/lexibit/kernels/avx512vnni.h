@@ -125,9 +125,9 @@ void round_levels(const float* const (&table)[16], Rows<bits>& out) {
     }
   }
   const __m512 range = _mm512_sub_ps(high, low);
-  const __m512 step = _mm512_div_ps(range, _mm512_set1_ps(255.0f));
+  const __m512 step = _mm512_div_ps(range, _mm512_set1_ps(level_steps<bits>));
   const __mmask16 wide_enough = _mm512_cmp_ps_mask(range, _mm512_set1_ps(0x1p-100f), _CMP_GT_OQ);
-  const __m512 inverse = _mm512_maskz_div_ps(wide_enough, _mm512_set1_ps(255.0f), range);
+  const __m512 inverse = _mm512_maskz_div_ps(wide_enough, _mm512_set1_ps(level_steps<bits>), range);
   _mm512_store_ps(out.step, _mm512_mask_mov_ps(step, odd, _mm512_set1_ps(__builtin_nanf(""))));
   _mm512_store_ps(out.middle, _mm512_add_ps(low, _mm512_mul_ps(step, _mm512_set1_ps(offset))));
   for (int from = 0; from < Rows<bits>::bytes; from += 16) {

@@ -60,6 +60,11 @@ class Buffer {
   std::int64_t size_ = 0;
 };
 
+// How many steps there are from a group's least level to its greatest when they become bytes: 255, or somewhat fewer, so
+// that an even grid of all levels lies on whole ones.
+template <int bits>
+constexpr float level_steps = 255 / ((1 << bits) - 1) * ((1 << bits) - 1);
+
 constexpr std::int64_t lanes = 8;  // codes that are decoded at once; they take `bits` whole bytes
 
 // The levels of a group as a table, repeated until it has as many entries as there are lanes.

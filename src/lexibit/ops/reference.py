@@ -161,8 +161,9 @@ def linear_rounded(x: Tensor, weight: Stored, bias: Tensor | None, activation: s
     """``activation(x @ W.T + bias)`` with the tokens and the levels rounded, float32.
 
     In bfloat16 all are rounded to the nearest. In int8 we chose: a token's numbers become multiples of 1/127
-    of its greatest magnitude, a group's levels go in 255 equal steps from its least to its greatest; both are
-    rounded to the nearest, and whole numbers are added up. There a token with a number that is not finite
+    of its greatest magnitude, a group's levels go in equal steps from its least to its greatest, 255 or so
+    many fewer that an even grid lies on whole ones (252 with 3 bits); both are rounded to the nearest, and
+    whole numbers are added up. There a token with a number that is not finite
     gives NaN, and so does a row with such a level. Outliers meet the tokens as they are, in float32.
     """
     table = weight.table().to(x.dtype)
@@ -192,11 +193,13 @@ def rounded_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounded_levels(table: Tensor) -> Tensor:
-    """The levels of each group, one of 256 evenly spaced numbers each: ``[groups, 2**bits]``."""
+    """The levels of each group, one of 256 evenly spaced numbers at most each: ``[groups, 2**bits]``."""
     low, high = table.aminmax(dim=-1, keepdim=True)
     extent = high - low
-    inverse = (table.new_tensor(255.0) / extent).where(extent > _LEAST, 0.0)
-    levels = low + ((table - low) * inverse).round() * (extent / 255.0)
+    between = table.shape[-1] - 1
+    steps = float(255 // between * between)
+    inverse = (table.new_tensor(steps) / extent).where(extent > _LEAST, 0.0)
+    levels = low + ((table - low) * inverse).round() * (extent / steps)
     return levels.where(table.isfinite().all(-1, keepdim=True), torch.nan)
 
 
@@ -231,7 +234,8 @@ def checked_rows(ids: Tensor, rows: int) -> Tensor:
         raise TypeError(f"rows are looked up by int64 or int32, not {ids.dtype}")
     wanted = ids.reshape(-1).long()
     if wanted.numel() and not (int(wanted.min()) >= 0 and int(wanted.max()) < rows):
-        raise IndexError(f"row {int(wanted.min())} or {int(wanted.max())} of {rows} rows")
+        first = wanted[(wanted < 0) | (wanted >= rows)][0]
+        raise IndexError(f"row {int(first)} of {rows} rows")
     return wanted
 
 
