@@ -39,8 +39,8 @@ def optimize(model: nn.Module, compute: str = "int8") -> dict[str, str]:
     ``int8`` rounds every token to 8 bits, and every group's levels to 256 steps at most, at each product, and
     adds up whole numbers. ``bfloat16`` rounds both to bfloat16, and adds up in float32: nearer, and slower.
     The activation of a feed-forward layer (GELU) is done with the product in front of it: that linear layer
-    alone gives what follows it. Everything else stays in float32. ``float32`` undoes that. What is stored does
-    not change, and the model saves as before.
+    alone gives what follows it. Everything else stays in float32. ``float32`` undoes that. What is stored
+    does not change, and the model saves as before.
 
     Products in int8 and bfloat16 have no gradient.
 
