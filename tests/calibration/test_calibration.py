@@ -393,6 +393,10 @@ def test_moments_are_gathered_once_for_many_quantizations(
         assert all(one["after"] < one["before"] for one in told if one["before"])
         assert sum(one["before"] is not None for one in told) == 13
     assert "exists already" in fails("moments", folder, file, "--calibrate", text)
+    no = tmp_path / "no"
+    assert "limits nothing now" in fails("quantize", folder, no, "--calibrate", file, "--length", "9")
+    assert "name that with --calibrate" in fails("quantize", folder, no, "--bits", "2", "--texts", "5")
+    assert not no.exists()
     assert "no file of moments" in fails(
         "quantize", folder, tmp_path / "no", "--calibrate", folder / "model.safetensors"
     )

@@ -95,7 +95,7 @@ def quantize_to(
         raise no_model(source)
     if source.is_dir():
         companions(source)  # what cannot be copied is known before the work
-    why = "calibration runs the model" if calibrate is not None else ""
+    why = "its weights are calibrated" if calibrate is not None else ""
     try:
         if not why:
             of = layout.of_file if source.is_file() else layout.of_folder

@@ -9,7 +9,6 @@ import typer
 
 from lexibit import checkpoint
 from lexibit.calibration import gather, save_moments
-from lexibit.calibration.texts import LENGTH, LIMIT
 from lexibit.cli.calibrating import Calibrate, Data, Length, Texts, calibrating
 from lexibit.cli.options import Model
 from lexibit.cli.show import console, size
@@ -23,8 +22,8 @@ def moments(
     out: Annotated[Path, typer.Argument(help="The new file, NAME.safetensors.")],
     calibrate: Calibrate = None,
     data: Data = None,
-    texts: Texts = LIMIT,
-    length: Length = LENGTH,
+    texts: Texts = None,
+    length: Length = None,
     seed: Annotated[int, typer.Option(help="Of the draw of texts.")] = 0,
 ) -> None:
     """Gather the second moments of every layer's inputs, for lexibit quantize --calibrate.

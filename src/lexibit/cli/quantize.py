@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from lexibit import checkpoint, memory
-from lexibit.calibration.texts import LENGTH, LIMIT
 from lexibit.checkpoint import streaming
 from lexibit.cli.calibrating import Calibrate, Data, Length, Texts, calibrating
 from lexibit.cli.options import Model, takes_plan
@@ -27,8 +26,8 @@ def quantize(
     search: Path | None,
     calibrate: Calibrate = None,
     data: Data = None,
-    texts: Texts = LIMIT,
-    length: Length = LENGTH,
+    texts: Texts = None,
+    length: Length = None,
     max_memory: Annotated[
         str | None,
         typer.Option(
