@@ -1,9 +1,14 @@
 """The C++ kernels (kernels/module.cpp): addresses and sizes in, results into memory that the caller made."""
 
+from typing import Any
+
 def available() -> list[str]: ...
 def assume(name: str, /) -> None: ...
 def supports(name: str, /) -> dict[str, bool]: ...
 def parallel() -> bool: ...
+def unchanged(
+    dicts: tuple[dict[str, Any], ...], names: tuple[str, ...], values: tuple[object, ...], /
+) -> bool: ...
 def decode(name: str, threads: int, weight: tuple[int, ...], out: int, /) -> None: ...
 def embedding(
     name: str, threads: int, weight: tuple[int, ...], ids: int, count: int, out: int, /
@@ -48,14 +53,10 @@ def assign(
     change: int,
     /,
 ) -> None: ...
-def encoder_layer(
+def encoder(
     name: str,
     threads: int,
-    linears: tuple[tuple[tuple[int, ...], int], ...],
-    norms: tuple[tuple[int, int, float], ...],
-    heads: int,
-    scaling: float,
-    activation: int,
+    layers: tuple[tuple[Any, ...], ...],
     x: int,
     texts: int,
     length: int,

@@ -71,7 +71,8 @@ def optimize(model: nn.Module, compute: str = "int8") -> dict[str, str]:
             weight.compute = compute
     for module in list(model.modules()):
         _fuse(module)
-    for module in list(model.modules()) if compute == "int8" else []:
+    # what is inside first: an encoder is done in one go if its layers are
+    for module in reversed(list(model.modules())) if compute == "int8" else []:
         fuse(module)
     if not native.supports(compute):
         _logger.warning(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections import OrderedDict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,11 @@ from transformers import (
 import lexibit
 from lexibit import LexibitConfig, LexibitError, ops
 from lexibit.nn import codebooks
-from lexibit.nn.encoder import FusedLayer, unfuse
+from lexibit.nn.encoder import FusedEncoder, FusedLayer, unfuse
 from lexibit.ops import native
 
 pytestmark = pytest.mark.skipif(
-    not any(native.supports("encoder_layer", name) for name in native.available()),
+    not any(native.supports("encoder", name) for name in native.available()),
     reason="no kernels for a whole layer on this CPU",
 )
 
@@ -54,13 +55,19 @@ ENCODERS = {
 }
 
 
-def optimized(kind: str, outliers: float = 0.0, **config: object) -> PreTrainedModel:
+@cache
+def quantized(kind: str, outliers: float, **config: object) -> PreTrainedModel:
     torch.manual_seed(0)
     model = ENCODERS[kind](**config).eval()
     for parameter in model.parameters():
         # biases and norms that do something
         parameter.data.add_(0.1 * torch.randn(parameter.shape))
     lexibit.quantize(model, LexibitConfig(bits=4, groups="row", outliers=outliers), progress=False)
+    return model
+
+
+def optimized(kind: str, outliers: float = 0.0, **config: object) -> PreTrainedModel:
+    model = copy.deepcopy(quantized(kind, outliers, **config))
     lexibit.optimize(model)
     return model
 
@@ -81,6 +88,16 @@ def near(found: Tensor, expected: Tensor) -> None:
     """As near as numbers come that are now and then rounded to the byte beside."""
     assert nn.functional.cosine_similarity(found, expected, dim=-1).min() > 0.9995
     assert (found - expected).abs().mean() < 0.01 * expected.abs().mean()
+
+
+def calls_of_kernels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many layers each call is for, from now on."""
+    calls: list[int] = []
+    real = native.encode
+    monkeypatch.setattr(
+        native, "encode", lambda layers, *given: calls.append(len(layers)) or real(layers, *given)
+    )
+    return calls
 
 
 def inputs(texts: int, tokens: int) -> Tensor:
@@ -140,9 +157,7 @@ def test_outliers_are_added_inside(
     for weight in codebooks(without).values():
         assert weight.outliers is not None
         weight.outliers.zero_()
-    calls = []
-    real = native.EncoderLayer.__call__
-    monkeypatch.setattr(native.EncoderLayer, "__call__", lambda *given: calls.append(1) or real(*given))
+    calls = calls_of_kernels(monkeypatch)
     with torch.inference_mode():
         found = model(ids).last_hidden_state
         assert calls
@@ -157,13 +172,81 @@ def test_outliers_behind_the_end_are_told() -> None:
         model(inputs(1, 5))
 
 
-def test_the_kernels_are_called_once_a_layer(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    real = native.EncoderLayer.__call__
-    monkeypatch.setattr(native.EncoderLayer, "__call__", lambda *given: calls.append(1) or real(*given))
+def test_the_kernels_are_called_once_for_all_layers(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = calls_of_kernels(monkeypatch)
     with torch.inference_mode():
         model(inputs(2, 8), attention_mask=torch.ones(2, 8))
-    assert len(calls) == 2
+    # ALBERT has one layer, and asks it again and again
+    assert calls == ([1, 1] if isinstance(model, AlbertModel) else [2])
+
+
+def test_what_stands_between_layers_is_asked_for() -> None:
+    model, x = optimized("bert"), inputs(2, 8)
+    first, second = model.encoder.layer
+    with torch.inference_mode():
+        alone = first(model.embeddings(x))
+        assert torch.equal(model(x).last_hidden_state, second(alone))
+        seen = []
+        handle = second.register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
+        model(x)
+        assert torch.equal(seen[0], alone)
+        handle.remove()
+        second.forward = lambda given, *others, **more: given
+        assert torch.equal(model(x).last_hidden_state, alone)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_an_encoder_returns_what_its_class_does(kind: str) -> None:
+    model = optimized(kind)
+    plain = one_by_one(model)
+    encoders = [
+        next(one for one in m.modules() if type(one).__name__.endswith(("Encoder", "Transformer")))
+        for m in (model, plain)
+    ]
+    x = torch.randn(2, 8, model.config.hidden_size)
+    with torch.inference_mode():
+        found, expected = (encoder(x) for encoder in encoders)
+        copied = pickle.loads(pickle.dumps(encoders[0]))
+        assert torch.equal(copied(x).last_hidden_state, found.last_hidden_state)
+    assert isinstance(encoders[0], FusedEncoder)
+    assert isinstance(copied, FusedEncoder)
+    assert not isinstance(encoders[1], FusedEncoder)
+    assert type(found) is type(expected)
+    assert found.keys() == expected.keys()
+    near(found.last_hidden_state, expected.last_hidden_state)
+
+
+def test_layers_may_be_taken_out_and_put_in() -> None:
+    model, x = optimized("bert"), inputs(2, 8)
+    with torch.inference_mode():
+        first, second = model.encoder.layer
+        start = model.embeddings(x)
+        model.encoder.layer = nn.ModuleList([second])
+        assert torch.equal(model(x).last_hidden_state, second(start))
+        model.encoder.layer = nn.ModuleList([second, first, second])
+        assert torch.equal(model(x).last_hidden_state, second(first(second(start))))
+        model.encoder.layer = nn.ModuleList([])
+        assert torch.equal(model(x).last_hidden_state, start)
+
+
+def test_positions_that_are_given_are_no_matter_of_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, positions = optimized("bert"), torch.arange(8, 0, -1)[None]
+    calls = calls_of_kernels(monkeypatch)
+    with torch.inference_mode():
+        found = model(inputs(2, 8), position_ids=positions).last_hidden_state
+        assert calls == [2]
+        near(found, one_by_one(model)(inputs(2, 8), position_ids=positions).last_hidden_state)
+
+
+def test_outliers_behind_the_end_of_a_later_layer_leave_all_as_it_was() -> None:
+    model, x = optimized("bert", outliers=0.02), torch.randn(2, 8, 96)
+    model.encoder.layer[1].output.dense.weight_codebook.gaps.fill_(65000)
+    given = x.clone()
+    with torch.inference_mode(), pytest.raises(IndexError, match="outliers behind the last weight"):
+        model.encoder(x)
+    assert torch.equal(x, given)
 
 
 def test_results_do_not_depend_on_threads_or_on_the_batch() -> None:
@@ -220,7 +303,7 @@ def test_a_layer_that_was_given_another_part_uses_it() -> None:
 def test_what_the_kernels_do_not_take_is_left_to_the_parts(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native.EncoderLayer, "__call__", lambda *given: pytest.fail("called"))
+    monkeypatch.setattr(native, "encode", lambda *given: pytest.fail("called"))
     width = {"hidden_size": 160, "num_attention_heads": 2} if case == "width" else {}
     model = optimized("bert", attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0, **width)
     layer, x, mask = model.encoder.layer[0], torch.randn(2, 8, 160 if width else 96), None

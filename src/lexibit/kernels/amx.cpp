@@ -2,7 +2,7 @@
 #if defined(__x86_64__)
 #include "amx.h"
 
-#include "encoder_layer.h"
+#include "encoder.h"
 
 namespace lexibit {
 namespace {
@@ -97,7 +97,7 @@ struct Tiles {
 
 }  // namespace
 
-const Int8Kernels amx_kernels = {linear<Tiles>, encoder_layer<Tiles>};
+const Int8Kernels amx_kernels = {linear<Tiles>, encoder<Tiles>};
 
 }  // namespace lexibit
 

@@ -26,6 +26,14 @@ inline __mmask16 first_sixteen(std::int64_t count) {
   return static_cast<__mmask16>(count >= 16 ? 0xFFFF : (1 << std::max<std::int64_t>(count, 0)) - 1);
 }
 
+// Four vectors, each of four parts of four numbers: the n-th parts of all, the other way round.
+inline void transpose_fours(__m512i (&row)[4]) {
+  const __m512i a = _mm512_unpacklo_epi32(row[0], row[1]), b = _mm512_unpackhi_epi32(row[0], row[1]);
+  const __m512i c = _mm512_unpacklo_epi32(row[2], row[3]), d = _mm512_unpackhi_epi32(row[2], row[3]);
+  row[0] = _mm512_unpacklo_epi64(a, c), row[1] = _mm512_unpackhi_epi64(a, c);
+  row[2] = _mm512_unpacklo_epi64(b, d), row[3] = _mm512_unpackhi_epi64(b, d);
+}
+
 // Sixteen vectors of sixteen numbers, the other way round.
 inline void transpose(__m512i (&row)[16]) {
   __m512i t[16];

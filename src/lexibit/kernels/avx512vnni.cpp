@@ -1,10 +1,10 @@
 // Products in int8, for AVX-512 with VNNI and VBMI.
 #if defined(__x86_64__)
-#include "encoder_layer.h"
+#include "encoder.h"
 
 namespace lexibit {
 
-const Int8Kernels avx512vnni_kernels = {linear<DotProducts>, encoder_layer<DotProducts>};
+const Int8Kernels avx512vnni_kernels = {linear<DotProducts>, encoder<DotProducts>};
 
 }  // namespace lexibit
 

@@ -95,19 +95,41 @@ struct Rows {
   alignas(64) std::uint8_t level[16][bytes];
 };
 
-// Sixteen levels of each of sixteen rows, from a place in their tables on: a vector a level.
+// How many levels of a row are seen at a time.
 template <int bits>
-inline void levels_of_rows(const float* const (&table)[16], int from, __m512i (&level)[16]) {
-  for (int r = 0; r < 16; ++r)
-    if constexpr (bits == 1)
-      level[r] = _mm512_broadcastq_epi64(_mm_loadu_si64(table[r]));
-    else if constexpr (bits == 2)
-      level[r] = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table[r])));
-    else if constexpr (bits == 3)
-      level[r] = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(table[r])));
-    else
-      level[r] = _mm512_loadu_si512(table[r] + from);
-  transpose(level);
+constexpr int levels_at_once = bits <= 2 ? 4 : bits == 3 ? 8 : 16;
+
+// Levels of each of sixteen rows, from a place in their tables on: a vector a level; two levels stand there twice.
+template <int bits>
+inline void levels_of_rows(const float* const (&table)[16], int from, __m512i (&level)[levels_at_once<bits>]) {
+  const auto four = [&](int row) {
+    const double* two = reinterpret_cast<const double*>(table[row]);
+    return bits == 1 ? _mm_castpd_si128(_mm_loaddup_pd(two)) : _mm_loadu_si128(reinterpret_cast<const __m128i*>(two));
+  };
+  const auto eight = [&](int row) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table[row])); };
+  if constexpr (bits <= 2) {
+    __m512i row[4];
+    for (int i = 0; i < 4; ++i)
+      row[i] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(four(i + 4), four(i))),
+                                  _mm256_set_m128i(four(i + 12), four(i + 8)), 1);
+    transpose_fours(row);
+    std::copy_n(row, 4, level);
+  } else if constexpr (bits == 3) {
+    __m512i low[4], high[4];  // levels of rows 0 to 3 and 8 to 11, and of the others
+    for (int i = 0; i < 4; ++i) {
+      low[i] = _mm512_inserti64x4(_mm512_castsi256_si512(eight(i)), eight(i + 8), 1);
+      high[i] = _mm512_inserti64x4(_mm512_castsi256_si512(eight(i + 4)), eight(i + 12), 1);
+    }
+    transpose_fours(low), transpose_fours(high);
+    const __m512i even = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), odd = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+    for (int i = 0; i < 4; ++i) {
+      level[i] = _mm512_permutex2var_epi64(low[i], even, high[i]);
+      level[4 + i] = _mm512_permutex2var_epi64(low[i], odd, high[i]);
+    }
+  } else {
+    for (int r = 0; r < 16; ++r) level[r] = _mm512_loadu_si512(table[r] + from);
+    transpose(level);
+  }
 }
 
 template <int bits>
@@ -115,7 +137,8 @@ void round_levels(const float* const (&table)[16], Rows<bits>& out) {
   const __m512 infinite = _mm512_set1_ps(__builtin_inff());
   __m512 low = infinite, high = _mm512_sub_ps(_mm512_setzero_ps(), infinite);
   __mmask16 odd = 0;
-  __m512i level[16];
+  constexpr int at_once = levels_at_once<bits>;
+  __m512i level[at_once];
   for (int from = 0; from < Rows<bits>::bytes; from += 16) {
     levels_of_rows<bits>(table, from, level);
     for (const __m512i& one : level) {
@@ -133,23 +156,21 @@ void round_levels(const float* const (&table)[16], Rows<bits>& out) {
   for (int from = 0; from < Rows<bits>::bytes; from += 16) {
     if (Rows<bits>::bytes > 16) levels_of_rows<bits>(table, from, level);
     __m512i four[4];  // levels of each row
-    for (int i = 0; i < 16; ++i) {
+    for (int i = 0; i < at_once; ++i) {
       const __m512 above = _mm512_mul_ps(_mm512_sub_ps(_mm512_castsi512_ps(level[i]), low), inverse);
       const __m512i byte = _mm512_slli_epi32(_mm512_cvtps_epi32(above), 8 * (i % 4));
       four[i / 4] = i % 4 ? _mm512_or_si512(four[i / 4], byte) : byte;
     }
-    const __m512i a = _mm512_unpacklo_epi32(four[0], four[1]), b = _mm512_unpackhi_epi32(four[0], four[1]);
-    const __m512i c = _mm512_unpacklo_epi32(four[2], four[3]), d = _mm512_unpackhi_epi32(four[2], four[3]);
-    const __m512i of_row[4] = {_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c), _mm512_unpacklo_epi64(b, d),
-                               _mm512_unpackhi_epi64(b, d)};
+    for (int i = at_once / 4; i < 4; ++i) four[i] = four[i - at_once / 4];
+    transpose_fours(four);
     for (int i = 0; i < 4; ++i) {
       const auto store = [&](int row, __m128i value) {
         _mm_store_si128(reinterpret_cast<__m128i*>(out.level[row] + from), value);
       };
-      store(i, _mm512_castsi512_si128(of_row[i]));
-      store(4 + i, _mm512_extracti32x4_epi32(of_row[i], 1));
-      store(8 + i, _mm512_extracti32x4_epi32(of_row[i], 2));
-      store(12 + i, _mm512_extracti32x4_epi32(of_row[i], 3));
+      store(i, _mm512_castsi512_si128(four[i]));
+      store(4 + i, _mm512_extracti32x4_epi32(four[i], 1));
+      store(8 + i, _mm512_extracti32x4_epi32(four[i], 2));
+      store(12 + i, _mm512_extracti32x4_epi32(four[i], 3));
     }
   }
 }
@@ -203,10 +224,13 @@ class Levels {
                  static_cast<std::uintptr_t>(((first + 16) * weight_.columns + 16 * column) * bits / 8);
     const float* table[16];
     std::int64_t group[16];
+    std::int64_t own = weight_.group(first, block), in_group = first % weight_.block_rows;
     for (int r = 0; r < 16; ++r) {
       const std::int64_t row = std::min(first + r, weight_.rows - 1);
       rows_.codes[r] = vectors_.of(weight_, row, column, columns, r);
-      group[r] = weight_.group(row, block);
+      group[r] = own;
+      // a division for each row would take as long as all else that is done for it
+      if (row + 1 < weight_.rows && ++in_group == weight_.block_rows) in_group = 0, own += weight_.runs;
     }
     if (group[0] == group_ && group[15] == group_) return rows_;
     group_ = group[0] == group[15] ? group[0] : -1;

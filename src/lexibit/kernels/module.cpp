@@ -7,6 +7,7 @@
 #include <Python.h>
 
 #include <cstring>
+#include <memory>
 #include <new>
 
 #if defined(__x86_64__) && defined(__linux__)
@@ -95,8 +96,8 @@ PyObject* supports(PyObject*, PyObject* name) {
   for (const InstructionSet* one = instruction_sets(); one->name; ++one) {
     if (!one->here || PyUnicode_CompareWithASCIIString(name, one->name)) continue;
     return Py_BuildValue("{s:O,s:O,s:O,s:O}", "float32", Py_True, "bfloat16", one->bfloat16 ? Py_True : Py_False,
-                         "int8", one->int8 ? Py_True : Py_False, "encoder_layer",
-                         one->int8 && one->int8->encoder_layer ? Py_True : Py_False);
+                         "int8", one->int8 ? Py_True : Py_False, "encoder",
+                         one->int8 && one->int8->encoder ? Py_True : Py_False);
   }
   return PyDict_New();
 }
@@ -251,31 +252,45 @@ bool norm_of(PyObject* tuple, lexibit::Norm& norm) {
   return true;
 }
 
-PyObject* encoder_layer(PyObject*, PyObject* arguments) {
-  const char* name;
-  int threads, activation;
+// A layer from (linear layers, norms, heads, scaling, activation).
+bool layer_of(PyObject* tuple, lexibit::EncoderLayer& layer) {
   PyObject *linears, *norms, *part[6], *norm[2];
-  long long heads, x, texts, length, mask, mask_rows, out;
-  lexibit::EncoderLayer layer;
-  if (!PyArg_ParseTuple(arguments, "siO!O!LfiLLLLLL", &name, &threads, &PyTuple_Type, &linears, &PyTuple_Type, &norms,
-                        &heads, &layer.scaling, &activation, &x, &texts, &length, &mask, &mask_rows, &out) ||
+  long long heads;
+  int activation;
+  if (!PyArg_ParseTuple(tuple, "O!O!Lfi", &PyTuple_Type, &linears, &PyTuple_Type, &norms, &heads, &layer.scaling,
+                        &activation) ||
       !PyArg_ParseTuple(linears, "O!O!O!O!O!O!", &PyTuple_Type, &part[0], &PyTuple_Type, &part[1], &PyTuple_Type, &part[2],
                         &PyTuple_Type, &part[3], &PyTuple_Type, &part[4], &PyTuple_Type, &part[5]) ||
       !PyArg_ParseTuple(norms, "O!O!", &PyTuple_Type, &norm[0], &PyTuple_Type, &norm[1]))
-    return nullptr;
+    return false;
+  layer.heads = heads, layer.activation = static_cast<Activation>(activation);
   lexibit::Linear* const layers[] = {&layer.query, &layer.key, &layer.value, &layer.output, &layer.up, &layer.down};
   for (int i = 0; i < 6; ++i)
-    if (!linear_of(part[i], *layers[i])) return nullptr;
-  if (!norm_of(norm[0], layer.attention_norm) || !norm_of(norm[1], layer.norm)) return nullptr;
-  layer.heads = heads, layer.activation = static_cast<Activation>(activation);
+    if (!linear_of(part[i], *layers[i])) return false;
+  return norm_of(norm[0], layer.attention_norm) && norm_of(norm[1], layer.norm);
+}
+
+PyObject* encoder(PyObject*, PyObject* arguments) {
+  const char* name;
+  int threads;
+  PyObject* tuples;
+  long long x, texts, length, mask, mask_rows, out;
+  if (!PyArg_ParseTuple(arguments, "siO!LLLLLL", &name, &threads, &PyTuple_Type, &tuples, &x, &texts, &length, &mask,
+                        &mask_rows, &out))
+    return nullptr;
   const InstructionSet* set = set_named(name);
   if (!set) return nullptr;
-  if (!set->int8 || !set->int8->encoder_layer)
-    return PyErr_Format(PyExc_ValueError, "%s has no kernel for a layer of an encoder", name);
+  if (!set->int8 || !set->int8->encoder)
+    return PyErr_Format(PyExc_ValueError, "%s has no kernel for layers of an encoder", name);
+  const Py_ssize_t count = PyTuple_Size(tuples);
+  const std::unique_ptr<lexibit::EncoderLayer[]> layers(new (std::nothrow) lexibit::EncoderLayer[static_cast<std::size_t>(count)]);
+  if (!layers) return PyErr_NoMemory();
+  for (Py_ssize_t i = 0; i < count; ++i)
+    if (!layer_of(PyTuple_GetItem(tuples, i), layers[static_cast<std::size_t>(i)])) return nullptr;
   bool inside = true;
   PyObject* done = unlocked([&] {
-    inside = set->int8->encoder_layer(layer, address<float>(x), texts, length, address<float>(mask), mask_rows,
-                                      address<float>(out), threads);
+    inside = set->int8->encoder(layers.get(), count, address<float>(x), texts, length, address<float>(mask), mask_rows,
+                                address<float>(out), threads);
   });
   if (done && !inside) {
     Py_DECREF(done);
@@ -298,11 +313,27 @@ PyObject* assign(PyObject*, PyObject* arguments) {
   });
 }
 
+// Whether each of some dicts still has a value under a name, or none where that is None. In Python this takes longer than a
+// small layer.
+PyObject* unchanged(PyObject*, PyObject* arguments) {
+  PyObject *dicts, *names, *values;
+  if (!PyArg_ParseTuple(arguments, "O!O!O!", &PyTuple_Type, &dicts, &PyTuple_Type, &names, &PyTuple_Type, &values))
+    return nullptr;
+  const Py_ssize_t count = PyTuple_Size(dicts);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* found = PyDict_GetItemWithError(PyTuple_GetItem(dicts, i), PyTuple_GetItem(names, i));
+    if (!found && PyErr_Occurred()) return nullptr;
+    if ((found ? found : Py_None) != PyTuple_GetItem(values, i)) Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
+}
+
 PyMethodDef methods[] = {
     {"available", available, METH_NOARGS, "The instruction sets of this CPU that there are kernels for."},
     {"assume", assume, METH_O, "Takes an instruction set as one of this CPU, for tests that emulate it."},
     {"supports", supports, METH_O, "What an instruction set of this CPU has kernels for, by name; empty if it is not here."},
     {"parallel", parallel, METH_NOARGS, "Whether torch's threads can be used."},
+    {"unchanged", unchanged, METH_VARARGS, "(dicts, names, values)"},
     {"decode", decode, METH_VARARGS, "(name, threads, weight, out)"},
     {"embedding", embedding, METH_VARARGS, "(name, threads, weight, ids, count, out)"},
     {"linear", linear, METH_VARARGS, "(name, threads, weight, x, tokens, bias, out, transposed)"},
@@ -312,8 +343,7 @@ PyMethodDef methods[] = {
      "(threads, values, gaps, count, rows, columns, x, tokens, out, transposed)"},
     {"assign", assign, METH_VARARGS,
      "(threads, levels, limits, names, count, of_row, of_column, rows, columns, coupling, values, target, codes, change)"},
-    {"encoder_layer", encoder_layer, METH_VARARGS,
-     "(name, threads, linears, norms, heads, scaling, activation, x, texts, length, mask, mask_rows, out)"},
+    {"encoder", encoder, METH_VARARGS, "(name, threads, layers, x, texts, length, mask, mask_rows, out)"},
     {nullptr, nullptr, 0, nullptr},
 };
 

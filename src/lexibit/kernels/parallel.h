@@ -25,10 +25,46 @@ Phase phase(std::int64_t count, Body& body) {
           const_cast<Plain*>(&body)};
 }
 
-constexpr int most_phases = 16;
+// Threads that do phases together.
+class Team {
+ public:
+  // One of the threads. All go through the same phases.
+  class Member {
+   public:
+    explicit Member(Team& team) : team_(team) {}
 
-// Does one phase after the other, each by all threads; none begins before the one in front of it is done. Where memory
-// ends for one of the threads it throws std::bad_alloc when all have stopped.
+    // Does one phase after the other, each with all members; none begins before the one in front of it is done.
+    void run(std::initializer_list<Phase> phases);
+
+   private:
+    Team& team_;
+    int at_ = 0;
+    std::int64_t before_ = 0;  // how many parts the phase before has
+  };
+
+  // For so many phases at most.
+  explicit Team(std::int64_t phases);
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+  ~Team();
+
+  // Calls body(member) in each of some threads; it may not throw but in a phase. Where memory ends in one it throws
+  // std::bad_alloc when all have stopped.
+  template <class Body>
+  void run(int threads, const Body& body) {
+    start(threads, [](const void* body, Member& member) { (*static_cast<const Body*>(body))(member); }, &body);
+  }
+
+ private:
+  struct State;
+
+  void start(int threads, void (*body)(const void*, Member&), const void* context);
+
+  int threads_ = 1;
+  State* state_;
+};
+
+// Does phases by some threads.
 void run_phases(std::initializer_list<Phase> phases, int threads);
 
 template <class Body>

@@ -76,10 +76,10 @@ struct BFloat16Kernels {
 // and no more: without extra rows or columns and without a mask, their runs of columns multiples of 64 or whole rows.
 struct Int8Kernels {
   RoundedLinear linear;
-  // x and out are [texts, length, columns]; the mask is [texts, mask_rows, length], added to the scores, or null. False if
-  // outliers do not lie in their weights: then nothing was done. May be null.
-  bool (*encoder_layer)(const EncoderLayer&, const float* x, std::int64_t texts, std::int64_t length, const float* mask,
-                        std::int64_t mask_rows, float* out, int threads);
+  // Some layers, one behind the other. x and out are [texts, length, columns]; the mask is [texts, mask_rows, length],
+  // added to the scores, or null. False if outliers do not lie in their weights: then nothing was done. May be null.
+  bool (*encoder)(const EncoderLayer* layers, std::int64_t count, const float* x, std::int64_t texts, std::int64_t length,
+                  const float* mask, std::int64_t mask_rows, float* out, int threads);
 };
 
 extern const Float32Kernels avx2_kernels;

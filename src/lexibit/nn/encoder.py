@@ -1,13 +1,15 @@
-"""A layer of an encoder done in one go: BERT's, RoBERTa's, DistilBERT's and ALBERT's."""
+"""Layers of an encoder done in one go: BERT's, RoBERTa's, DistilBERT's and ALBERT's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _hooks
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 
 from lexibit import ops
 from lexibit.nn.layers import QuantizedLinear
@@ -110,6 +112,17 @@ _FAMILIES: dict[str, Callable[[nn.Module], Parts]] = {
 }
 
 
+# Encoders that do nothing but one layer after the other, which are their `layer`: what they return.
+_ENCODERS: dict[str, Callable[..., Any]] = {
+    "BertEncoder": BaseModelOutputWithPastAndCrossAttentions,
+    "RobertaEncoder": BaseModelOutputWithPastAndCrossAttentions,
+    "XLMRobertaEncoder": BaseModelOutputWithPastAndCrossAttentions,
+    "CamembertEncoder": BaseModelOutputWithPastAndCrossAttentions,
+    "ElectraEncoder": BaseModelOutputWithPastAndCrossAttentions,
+    "Transformer": BaseModelOutput,
+}
+
+
 class Done(nn.Module):
     """In the place of an activation, which the product in front of it does."""
 
@@ -133,27 +146,66 @@ class FusedLayer(nn.Module):
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *others: Any, **more: Any
     ) -> Tensor:
         """The layer's output: ``[texts, tokens, columns]``, like its input."""
-        # whether anybody asks for more than that
-        if not any(value is not None and value is not False for value in (*others, *more.values())):
-            output = self._in_one_go(hidden_states, attention_mask)
-            if output is not None:
-                return output
+        output = None if _asked(others, more) else _in_one_go([self], hidden_states, attention_mask)
+        if output is not None:
+            return output
         slowly: Tensor = super().forward(hidden_states, attention_mask, *others, **more)
         return slowly
 
-    def _in_one_go(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
+    def _prepare(self) -> Prepared | None:
+        """What it comes to for the kernels; or None, if it is not for them."""
         prepared = self._prepared
         if prepared is None or not prepared.holds():
             prepared = self.__dict__["_prepared"] = _prepare(self)
+        return prepared
+
+
+class FusedEncoder(nn.Module):
+    """In front of an encoder's own class: does all its layers in one go, or leaves each to do what it can."""
+
+    _plain: type[nn.Module]
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *others: Any, **more: Any
+    ) -> Any:
+        """The last layer's output, as the encoder's own class returns it."""
+        layers = [*cast(nn.Module, self._modules["layer"])._modules.values()]
+        if layers and not _asked(others, more) and not any(map(_differs, layers)):
+            output = _in_one_go(cast(list[FusedLayer], layers), hidden_states, attention_mask)
+            if output is not None:
+                return _ENCODERS[self._plain.__name__](last_hidden_state=output)
+        return super().forward(hidden_states, attention_mask, *others, **more)
+
+
+def _asked(others: tuple[Any, ...], more: dict[str, Any]) -> bool:
+    """Whether anybody wants more of a layer than its output; attention does not ask for positions."""
+    asked = (*others, *(value for name, value in more.items() if name != "position_ids"))
+    return any(value is not None and value is not False for value in asked)
+
+
+def _differs(layer: nn.Module | None) -> bool:
+    """Whether a layer may not be left out, as it is not fused or somebody looks at it."""
+    return type(layer) not in _classes.values() or watched(cast(nn.Module, layer))
+
+
+def _in_one_go(layers: list[FusedLayer], x: Tensor, mask: Tensor | None) -> Tensor | None:
+    """What layers give, one behind the other; or None, if that is not for the kernels."""
+    if not ops.direct(x):
+        return None  # a compiler sees no more of this
+    do = []
+    for layer in layers:
+        prepared = layer._prepare()
         if prepared is None or not prepared.takes(x):
             return None
-        mask = _additive(mask, x)
-        return None if mask is _NOT_TAKEN else prepared.do(x, mask)
+        do.append(prepared.do)
+    mask = _additive(mask, x)
+    return None if mask is _NOT_TAKEN else native.encode(do, x, mask)
 
 
 _GLOBAL_HOOKS = (_hooks._global_forward_hooks, _hooks._global_forward_pre_hooks)
 _ATTENTIONS = ("eager", "sdpa")  # others may look elsewhere
 _WIDTHS = (16, 32, 48, 64)  # of a head
+_DTYPE = attrgetter("dtype")
 # what of a module counts beside its children and tensors
 _ATTRIBUTES = {
     *("training", "compute", "_followed_by", "_layout"),
@@ -174,43 +226,44 @@ class Prepared:
         self._hidden = hidden
         self._config: Any = parts.attention.config
         self._choice = native.chosen()
-        self._types = [(one, type(one)) for one in modules]
+        self._modules, self._types = modules, list(map(type, modules))
         self._hooks: list[Any] = list(_GLOBAL_HOOKS)
-        self._places: list[tuple[dict[str, Any], str, Any]] = []
-        self._tensors: list[tuple[Tensor, int, int, torch.dtype]] = []
+        places: list[tuple[dict[str, Any], str, Any]] = []
+        self._tensors: list[Tensor] = []
         for one in modules:
             kept: list[dict[str, Any]] = [one._modules, one._parameters, one._buffers]
-            self._places += [(of, name, value) for of in kept for name, value in of.items()]
+            places += [(of, name, value) for of in kept for name, value in of.items()]
             attributes = _ATTRIBUTES & one.__dict__.keys()
             if one is not layer:  # whose own hooks and forward whoever calls it has seen
                 attributes |= {"_forward_hooks", "_forward_pre_hooks"}
                 self._hooks += [one._forward_hooks, one._forward_pre_hooks]
-                self._places.append((one.__dict__, "forward", None))
-            self._places += [(one.__dict__, name, one.__dict__[name]) for name in attributes]
-            for tensor in (*one._parameters.values(), *one._buffers.values()):
-                if tensor is not None:
-                    self._tensors.append((tensor, tensor.data_ptr(), tensor.numel(), tensor.dtype))
+                places.append((one.__dict__, "forward", None))
+            places += [(one.__dict__, name, one.__dict__[name]) for name in attributes]
+            self._tensors += [part for of in kept[1:] for part in of.values() if part is not None]
+        self._namespaces, self._names, self._values = zip(*places, strict=True)
+        self._tensors_were = self._look(Tensor.data_ptr), self._look(Tensor.numel), self._look(_DTYPE)
+
+    def _look(self, at: Callable[[Tensor], Any]) -> list[Any]:
+        return list(map(at, self._tensors))
 
     def holds(self) -> bool:
         """Whether all is as it was."""
-        for namespace, name, value in self._places:
-            if namespace.get(name) is not value:
-                return False
-        for module, kind in self._types:
-            if type(module) is not kind:
-                return False
-        for tensor, address, count, dtype in self._tensors:
-            if tensor.data_ptr() != address or tensor.numel() != count or tensor.dtype is not dtype:
-                return False
+        # there are some hundred places to look at: no step of Python's own for each
+        addresses, counts, dtypes = self._tensors_were
         return (
-            not any(self._hooks)
+            native.unchanged(self._namespaces, self._names, self._values)
+            and list(map(type, self._modules)) == self._types
+            and self._look(Tensor.data_ptr) == addresses
+            and self._look(Tensor.numel) == counts
+            and self._look(_DTYPE) == dtypes
+            and not any(self._hooks)
             and native.chosen() == self._choice
             and self._config._attn_implementation in _ATTENTIONS
         )
 
     def takes(self, x: Tensor) -> bool:
         """Whether it can be done with this input, and nobody follows what is done."""
-        followed = (one[0] for one in self._tensors) if torch.is_grad_enabled() else ()
+        followed = self._tensors if torch.is_grad_enabled() else ()
         return (
             x.dtype == torch.float32
             and x.is_cpu
@@ -260,7 +313,7 @@ def _additive(mask: Tensor | None, x: Tensor) -> Any:
 def _prepare(layer: FusedLayer) -> Prepared | None:
     """What the kernels take a layer as, if they can do it as it is now."""
     inside = _modules(layer)
-    if tuple(map(type, inside)) != layer._inside or layer.training or not native.supports("encoder_layer"):
+    if tuple(map(type, inside)) != layer._inside or layer.training or not native.supports("encoder"):
         return None
     if any(_GLOBAL_HOOKS) or any(watched(one) or (one.training and type(one) not in _OURS) for one in inside):
         return None
@@ -320,16 +373,19 @@ _classes: dict[type[nn.Module], type[nn.Module]] = {}
 def _fused_class(plain: type[nn.Module]) -> type[nn.Module]:
     if plain in _classes:
         return _classes[plain]
+    front = FusedEncoder if plain.__name__ in _ENCODERS else FusedLayer
     body = {"__module__": plain.__module__, "__reduce_ex__": _reduce, "_plain": plain}
-    made: Any = type(f"Fused{plain.__name__}", (FusedLayer, plain), body)
+    made: Any = type(f"Fused{plain.__name__}", (front, plain), body)
     _classes[plain] = made
     return cast(type[nn.Module], made)
 
 
-def _reduce(layer: nn.Module, protocol: int) -> tuple[Any, ...]:
-    """Pickle and copy a layer whose class was made here, and stands in no file, by its own class."""
-    state = layer.__dict__ | {"_prepared": None}  # what was made of this one's tensors
-    return _blank, (type(layer)._plain,), state  # type: ignore[attr-defined]
+def _reduce(fused: nn.Module, protocol: int) -> tuple[Any, ...]:
+    """Pickle and copy a module whose class was made here, and stands in no file, by its own class."""
+    state = fused.__dict__
+    if isinstance(fused, FusedLayer):
+        state = state | {"_prepared": None}  # what was made of this one's tensors
+    return _blank, (type(fused)._plain,), state  # type: ignore[attr-defined]
 
 
 def _blank(plain: type[nn.Module]) -> nn.Module:
@@ -337,10 +393,23 @@ def _blank(plain: type[nn.Module]) -> nn.Module:
     return made.__new__(made)
 
 
-def fuse(layer: nn.Module) -> None:
-    """Let a layer be done in one go, in place, if it is of a family that is known."""
-    if type(layer).__name__ not in _FAMILIES or not hasattr(type(layer), "forward"):
-        return
+def fuse(module: nn.Module) -> None:
+    """Let a layer be done in one go, or an encoder whose layers are, in place, if it is of a known family."""
+    name = type(module).__name__
+    if not type(module).__module__.startswith(_KNOWN):
+        return  # another class of that name
+    layers = module._modules.get("layer")
+    if name in _FAMILIES:
+        _fuse_layer(module)
+    elif (
+        name in _ENCODERS
+        and layers is not None
+        and all(isinstance(one, FusedLayer) for one in layers.children())
+    ):
+        module.__class__ = _fused_class(type(module))
+
+
+def _fuse_layer(layer: nn.Module) -> None:
     try:
         parts = _FAMILIES[type(layer).__name__](layer)
     except (KeyError, AttributeError):
@@ -349,7 +418,7 @@ def fuse(layer: nn.Module) -> None:
     done = isinstance(parts.up, QuantizedLinear) and parts.up._followed_by != "none"
     inside = _modules(layer)
     # a class of somebody else's may do something else
-    known = all(type(one).__module__.startswith(_KNOWN) for one in (layer, *inside))
+    known = all(type(one).__module__.startswith(_KNOWN) for one in inside)
     if done and known and not decoder and hasattr(parts.attention, "scaling"):
         layer.__class__ = _fused_class(type(layer))
         layer.__dict__["_inside"] = tuple(map(type, inside))
@@ -359,13 +428,13 @@ def fuse(layer: nn.Module) -> None:
 _KNOWN = ("torch.nn.", "transformers.", "lexibit.")
 
 
-def unfuse(layer: nn.Module) -> None:
+def unfuse(module: nn.Module) -> None:
     """Undo :func:`fuse`."""
-    if isinstance(layer, FusedLayer):
-        plain: Any = layer._plain
-        layer.__class__ = plain
+    if isinstance(module, (FusedLayer, FusedEncoder)):
+        plain: Any = module._plain
+        module.__class__ = plain
         for name in ("_inside", "_prepared"):
-            layer.__dict__.pop(name, None)
+            module.__dict__.pop(name, None)
 
 
 def undo(model: nn.Module) -> None:

@@ -130,10 +130,10 @@ def takes_rounded(compute: str, weight: Stored, *inputs: Tensor | None) -> bool:
 
 
 def supports(what: str, name: str | None = None) -> bool:
-    """Whether some kernels compute products so, or a whole layer.
+    """Whether some kernels compute products so, or whole layers.
 
     Args:
-        what: ``float32``, ``bfloat16`` or ``int8``; or ``encoder_layer``.
+        what: ``float32``, ``bfloat16`` or ``int8``; or ``encoder``.
         name: of the kernels; those that are chosen if not given.
     """
     return _supported(name or chosen().name).get(what, False)
@@ -302,6 +302,11 @@ class Product:
         return type(None), ()
 
 
+def unchanged(dicts: tuple[dict[str, Any], ...], names: tuple[str, ...], values: tuple[Any, ...]) -> bool:
+    """Whether each dict still has this very value under its name; None stands for none too."""
+    return bool(_kernels.unchanged(dicts, names, values))
+
+
 class EncoderLayer:
     """A layer of an encoder that norms after it adds, its products as :func:`linear_rounded` in int8.
 
@@ -324,7 +329,7 @@ class EncoderLayer:
         activation: str,
     ) -> None:
         self._kept = linears, norms
-        self._arguments = (
+        self.arguments = (
             tuple(
                 (
                     _weight(weight)[1],
@@ -340,30 +345,32 @@ class EncoderLayer:
             scaling,
             _ACTIVATIONS[activation],
         )
-        self._work = prod(matrix_shape(tuple(linears[-1][0].shape)))
+        self.work = prod(matrix_shape(tuple(linears[-1][0].shape)))
 
-    def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The layer's output, like ``x``.
 
-        Args:
-            x: ``[texts, tokens, columns]``.
-            mask: what is added to the scores, ``[texts, 1 or tokens, tokens]``; or None.
-        """
-        x = x.contiguous()
-        out = torch.empty_like(x)
-        texts, tokens, _ = x.shape
-        _kernels.encoder_layer(
-            chosen().name,
-            _threads(texts * tokens * self._work, _SMALL_INT8),
-            *self._arguments,
-            x.data_ptr(),
-            texts,
-            tokens,
-            _address(mask),
-            1 if mask is None else mask.shape[1],
-            out.data_ptr(),
-        )
-        return out
+def encode(layers: Sequence[EncoderLayer], x: Tensor, mask: Tensor | None) -> Tensor:
+    """What layers give, one behind the other: like ``x``.
+
+    Args:
+        layers: of the same width.
+        x: ``[texts, tokens, columns]``.
+        mask: what is added to the scores, ``[texts, 1 or tokens, tokens]``; or None.
+    """
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    texts, tokens, _ = x.shape
+    _kernels.encoder(
+        chosen().name,
+        _threads(texts * tokens * layers[0].work, _SMALL_INT8),
+        tuple(layer.arguments for layer in layers),
+        x.data_ptr(),
+        texts,
+        tokens,
+        _address(mask),
+        1 if mask is None else mask.shape[1],
+        out.data_ptr(),
+    )
+    return out
 
 
 def _place(tensor: Tensor | None) -> tuple[int, int, torch.dtype] | None:

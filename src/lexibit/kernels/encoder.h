@@ -1,4 +1,4 @@
-// A layer of an encoder like BERT in one go, for AVX-512 with VNNI and VBMI: its products in int8, all else in float32.
+// Layers of an encoder like BERT in one go, for AVX-512 with VNNI and VBMI: their products in int8, all else in float32.
 #pragma once
 
 #include "avx512vnni.h"
@@ -144,22 +144,6 @@ void attend(const Head& head) {
   for (; row < head.tokens; ++row) attend_rows<W, 1>(head, keys.data(), scores.data(), row);
 }
 
-// A piece of memory cut into arrays.
-class Workspace {
- public:
-  template <class T>
-  void plan(T*& array, std::int64_t count) {
-    array = reinterpret_cast<T*>(base_ + used_);
-    used_ += (static_cast<std::int64_t>(sizeof(T)) * count + 63) / 64 * 64;
-  }
-  std::int64_t used() const { return used_; }
-  void begin(std::uint8_t* base) { base_ = base, used_ = 0; }
-
- private:
-  std::uint8_t* base_ = nullptr;
-  std::int64_t used_ = 0;
-};
-
 // Where a weight's outliers lie, for one token after the other.
 struct Beside {
   Outliers outliers;
@@ -173,47 +157,72 @@ struct Beside {
   }
 };
 
-// What a thread's last layer needed is kept for its next one, unless it is much.
-thread_local Buffer<std::uint8_t> workspace;
-constexpr std::int64_t kept = 64 << 20;
+// A layer's linear ones, in the order in which they run.
+struct Linears {
+  const Linear* one[6];
+  explicit Linears(const EncoderLayer& layer)
+      : one{&layer.query, &layer.key, &layer.value, &layer.output, &layer.up, &layer.down} {}
+};
 
+// The arrays that a layer needs beside its input and output, in one piece of memory.
 template <class Many>
-bool encoder_layer(const EncoderLayer& layer, const float* x, std::int64_t texts, std::int64_t length,
-                   const float* mask, std::int64_t mask_rows, float* out, int threads) {
-  const std::int64_t tokens = texts * length, hidden = layer.query.weight.columns, inner = layer.up.weight.rows;
-  const std::int64_t all = layer.query.weight.rows, width = all / layer.heads;
+struct Workspace {
   float *query, *key, *value, *sum, *middle, *between, *scale;
   std::int8_t *numbers, *arranged;
   std::int32_t* sums;
-  const std::int64_t widest = std::max({hidden, all, inner});
-  const Linear* const linears[] = {&layer.query, &layer.key, &layer.value, &layer.output, &layer.up, &layer.down};
-  Beside beside[6];
-  std::int64_t runs = 1;
-  for (const Linear* one : linears) runs = std::max(runs, Rounded::runs_of(one->weight));
-  Workspace space;
-  for (int turn = 0; turn < 2; ++turn) {
-    // the first turn says how much it is
-    space.plan(query, tokens * all), space.plan(key, tokens * all), space.plan(value, tokens * all);
-    space.plan(sum, tokens * hidden), space.plan(middle, tokens * hidden), space.plan(between, tokens * inner);
-    space.plan(scale, tokens), space.plan(sums, tokens * runs), space.plan(numbers, tokens * stride_of(widest));
-    space.plan(arranged, Many::arranged_size(widest, tokens));
-    for (int i = 0; i < 6; ++i) {
-      beside[i].outliers = linears[i]->outliers;
-      space.plan(beside[i].row, beside[i].outliers.count), space.plan(beside[i].column, beside[i].outliers.count);
-    }
-    if (!turn) space.begin(workspace.reserve(space.used()));
+  std::int64_t used = 0;  // bytes
+
+  Workspace(const EncoderLayer& layer, std::int64_t tokens, std::uint8_t* base) : base_(base) {
+    const std::int64_t hidden = layer.query.weight.columns, all = layer.query.weight.rows, inner = layer.up.weight.rows;
+    const std::int64_t widest = std::max({hidden, all, inner});
+    std::int64_t runs = 1;
+    for (const Linear* linear : Linears(layer).one) runs = std::max(runs, Rounded::runs_of(linear->weight));
+    place(query, tokens * all), place(key, tokens * all), place(value, tokens * all);
+    place(sum, tokens * hidden), place(middle, tokens * hidden), place(between, tokens * inner);
+    place(scale, tokens), place(sums, tokens * runs), place(numbers, tokens * stride_of(widest));
+    place(arranged, Many::arranged_size(widest, tokens));
   }
-  for (const Beside& one : beside)
-    if (!places(one.outliers, one.row, one.column)) return false;
+
+ private:
+  std::uint8_t* base_;
+
+  template <class T>
+  void place(T*& array, std::int64_t count) {
+    array = reinterpret_cast<T*>(base_ + used);
+    used += (static_cast<std::int64_t>(sizeof(T)) * count + 63) / 64 * 64;
+  }
+};
+
+// Some texts of the same length.
+struct Texts {
+  std::int64_t count, length;
+  const float* mask;  // as Int8Kernels has it
+  std::int64_t mask_rows;
+  std::int64_t tokens() const { return count * length; }
+};
+
+constexpr std::int64_t layer_phases = 14;
+
+// What one member of a team does of a layer; out may be the input.
+template <class Many>
+void encoder_layer(const EncoderLayer& layer, const Beside (&beside)[6], std::uint8_t* memory, const float* x,
+                   const Texts& texts, float* out, Team::Member& member) {
+  const std::int64_t tokens = texts.tokens(), hidden = layer.query.weight.columns, inner = layer.up.weight.rows;
+  const std::int64_t all = layer.query.weight.rows, width = all / layer.heads;
+  const Workspace<Many> space(layer, tokens, memory);
   const auto& [of_query, of_key, of_value, of_output, of_up, of_down] = beside;
-  const auto rounded_for = [&](const Linear& linear) { return Rounded(linear.weight, numbers, arranged, scale, sums); };
+  const auto rounded_for = [&](const Linear& linear) {
+    return Rounded(linear.weight, space.numbers, space.arranged, space.scale, space.sums);
+  };
   const auto product = [&](const Linear& linear, Activation activation, float* to) {
     return rounded_for(linear).with(linear.weight, tokens, linear.bias, activation, to, linear.outliers.count > 0);
   };
-  const Product heads[] = {product(layer.query, Activation::none, query), product(layer.key, Activation::none, key),
-                           product(layer.value, Activation::none, value)};
-  const Product output = product(layer.output, Activation::none, sum), up = product(layer.up, layer.activation, between),
-                down = product(layer.down, Activation::none, sum);
+  const Product heads[] = {product(layer.query, Activation::none, space.query),
+                           product(layer.key, Activation::none, space.key),
+                           product(layer.value, Activation::none, space.value)};
+  const Product output = product(layer.output, Activation::none, space.sum),
+                up = product(layer.up, layer.activation, space.between),
+                down = product(layer.down, Activation::none, space.sum);
   const Parts head_parts = parts_of<Many>(heads[0]), output_parts = parts_of<Many>(output), up_parts = parts_of<Many>(up),
               down_parts = parts_of<Many>(down);
   // query, key and value have the same shape, not always the same width of codes
@@ -224,9 +233,9 @@ bool encoder_layer(const EncoderLayer& layer, const float* x, std::int64_t texts
 
   const auto round_input = [&](std::int64_t t) {
     rounded_for(layer.query).round(t, x + t * hidden);
-    of_query.begin(x + t * hidden, query + t * all);
-    of_key.begin(x + t * hidden, key + t * all);
-    of_value.begin(x + t * hidden, value + t * all);
+    of_query.begin(x + t * hidden, space.query + t * all);
+    of_key.begin(x + t * hidden, space.key + t * all);
+    of_value.begin(x + t * hidden, space.value + t * all);
   };
   const auto arrange_input = [&](std::int64_t i) { arrange_heads.part(heads[0], i); };
   const auto project = [&](std::int64_t i) {
@@ -238,9 +247,10 @@ bool encoder_layer(const EncoderLayer& layer, const float* x, std::int64_t texts
     }
   };
   const auto attention = [&](std::int64_t i) {
-    const std::int64_t text = i / layer.heads, from = text * length * all + i % layer.heads * width;
-    const Head head{query + from, key + from, value + from, length, all, layer.scaling,
-                    mask ? mask + text * mask_rows * length : nullptr, mask_rows, query + from};
+    const std::int64_t text = i / layer.heads, from = text * texts.length * all + i % layer.heads * width;
+    const Head head{space.query + from, space.key + from, space.value + from, texts.length, all, layer.scaling,
+                    texts.mask ? texts.mask + text * texts.mask_rows * texts.length : nullptr, texts.mask_rows,
+                    space.query + from};
     switch (width / 16) {
       case 1: return attend<1>(head);
       case 2: return attend<2>(head);
@@ -249,34 +259,66 @@ bool encoder_layer(const EncoderLayer& layer, const float* x, std::int64_t texts
     }
   };
   const auto round_context = [&](std::int64_t t) {
-    rounded_for(layer.output).round(t, query + t * all);
-    of_output.begin(query + t * all, sum + t * hidden);
+    rounded_for(layer.output).round(t, space.query + t * all);
+    of_output.begin(space.query + t * all, space.sum + t * hidden);
   };
   const auto arrange_context = [&](std::int64_t i) { arrange_output.part(output, i); };
   const auto combine = [&](std::int64_t i) { output_parts.part(output, i); };
   const auto first_norm = [&](std::int64_t t) {
-    add_norm(sum + t * hidden, x + t * hidden, layer.attention_norm, hidden, middle + t * hidden);
-    rounded_for(layer.up).round(t, middle + t * hidden);
-    of_up.begin(middle + t * hidden, between + t * inner);
+    float* const middle = space.middle + t * hidden;
+    add_norm(space.sum + t * hidden, x + t * hidden, layer.attention_norm, hidden, middle);
+    rounded_for(layer.up).round(t, middle);
+    of_up.begin(middle, space.between + t * inner);
   };
   const auto arrange_middle = [&](std::int64_t i) { arrange_up.part(up, i); };
   const auto widen = [&](std::int64_t i) { up_parts.part(up, i); };
   const auto round_inner = [&](std::int64_t t) {
-    rounded_for(layer.down).round(t, between + t * inner);
-    of_down.begin(between + t * inner, sum + t * hidden);
+    rounded_for(layer.down).round(t, space.between + t * inner);
+    of_down.begin(space.between + t * inner, space.sum + t * hidden);
   };
   const auto arrange_inner = [&](std::int64_t i) { arrange_down.part(down, i); };
   const auto narrow = [&](std::int64_t i) { down_parts.part(down, i); };
   const auto last_norm = [&](std::int64_t t) {
-    add_norm(sum + t * hidden, middle + t * hidden, layer.norm, hidden, out + t * hidden);
+    add_norm(space.sum + t * hidden, space.middle + t * hidden, layer.norm, hidden, out + t * hidden);
   };
-  run_phases({phase(tokens, round_input), phase(arrange_heads.count, arrange_input), phase(3 * head_parts.count, project),
-              phase(texts * layer.heads, attention), phase(tokens, round_context),
+  member.run({phase(tokens, round_input), phase(arrange_heads.count, arrange_input), phase(3 * head_parts.count, project),
+              phase(texts.count * layer.heads, attention), phase(tokens, round_context),
               phase(arrange_output.count, arrange_context), phase(output_parts.count, combine), phase(tokens, first_norm),
               phase(arrange_up.count, arrange_middle), phase(up_parts.count, widen), phase(tokens, round_inner),
-              phase(arrange_down.count, arrange_inner), phase(down_parts.count, narrow), phase(tokens, last_norm)},
-             threads);
-  if (space.used() > kept) workspace.release();
+              phase(arrange_down.count, arrange_inner), phase(down_parts.count, narrow), phase(tokens, last_norm)});
+}
+
+// What a thread's last encoder needed is kept for its next one, unless it is much.
+thread_local Buffer<std::uint8_t> workspace;
+constexpr std::int64_t kept = 64 << 20;
+
+template <class Many>
+bool encoder(const EncoderLayer* layers, std::int64_t count, const float* x, std::int64_t texts, std::int64_t length,
+             const float* mask, std::int64_t mask_rows, float* out, int threads) {
+  // all that takes memory, or can fail, comes before there are threads
+  const Texts given{texts, length, mask, mask_rows};
+  std::int64_t most = 0, outliers = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    most = std::max(most, Workspace<Many>(layers[i], given.tokens(), nullptr).used);
+    for (const Linear* linear : Linears(layers[i]).one) outliers += linear->outliers.count;
+  }
+  std::uint8_t* const memory = workspace.reserve(most);
+  Buffer<Beside[6]> beside(count);
+  Buffer<std::int64_t> where(2 * outliers);
+  std::int64_t* next = where.data();
+  for (std::int64_t i = 0; i < count; ++i)
+    for (int j = 0; j < 6; ++j) {
+      const Outliers& some = Linears(layers[i]).one[j]->outliers;
+      beside[i][j] = {some, next, next + some.count};
+      next += 2 * some.count;
+      if (!places(some, beside[i][j].row, beside[i][j].column)) return false;
+    }
+  Team team(count * layer_phases);
+  team.run(threads, [&](Team::Member& member) {
+    for (std::int64_t i = 0; i < count; ++i)
+      encoder_layer<Many>(layers[i], beside[i], memory, i ? out : x, given, out, member);
+  });
+  if (most > kept) workspace.release();
   return true;
 }
 
