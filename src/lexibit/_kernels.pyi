@@ -53,6 +53,15 @@ def assign(
     change: int,
     /,
 ) -> None: ...
+def embed(
+    name: str,
+    threads: int,
+    embeddings: tuple[tuple[tuple[int, ...], int], ...],
+    tokens: int,
+    norm: tuple[int, int, float],
+    out: int,
+    /,
+) -> int: ...
 def encoder(
     name: str,
     threads: int,

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import activations
 
 from lexibit.errors import LexibitError, unknown
-from lexibit.nn import QuantizedLinear, codebooks
-from lexibit.nn.encoder import Done, fuse, undo, watched
+from lexibit.nn import QuantizedLinear, codebooks, embeddings, encoder
+from lexibit.nn.fused import Done, undo, watched
 from lexibit.ops import COMPUTE, native
 from lexibit.plan import kind, why_float32
 from lexibit.weight import CodebookWeight
@@ -73,7 +73,8 @@ def optimize(model: nn.Module, compute: str = "int8") -> dict[str, str]:
         _fuse(module)
     # what is inside first: an encoder is done in one go if its layers are
     for module in reversed(list(model.modules())) if compute == "int8" else []:
-        fuse(module)
+        encoder.fuse(module)
+        embeddings.fuse(module)
     if not native.supports(compute):
         _logger.warning(
             "no kernels compute in %s here (%s): PyTorch does, which is slower than float32",

@@ -26,7 +26,8 @@ from transformers import (
 import lexibit
 from lexibit import LexibitConfig, LexibitError, ops
 from lexibit.nn import codebooks
-from lexibit.nn.encoder import FusedEncoder, FusedLayer, unfuse
+from lexibit.nn.encoder import FusedEncoder, FusedLayer
+from lexibit.nn.fused import unfuse
 from lexibit.ops import native
 
 pytestmark = pytest.mark.skipif(

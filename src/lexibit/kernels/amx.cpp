@@ -97,7 +97,7 @@ struct Tiles {
 
 }  // namespace
 
-const Int8Kernels amx_kernels = {linear<Tiles>, encoder<Tiles>};
+const Int8Kernels amx_kernels = {linear<Tiles>, encoder<Tiles>, add_norms};
 
 }  // namespace lexibit
 

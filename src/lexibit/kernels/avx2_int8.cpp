@@ -260,7 +260,7 @@ void linear(const Weight& weight, const float* x, std::int64_t tokens, const flo
 
 }  // namespace
 
-const Int8Kernels avx2_int8_kernels = {linear, nullptr};
+const Int8Kernels avx2_int8_kernels = {linear, nullptr, nullptr};
 
 }  // namespace lexibit
 

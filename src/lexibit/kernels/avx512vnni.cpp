@@ -4,7 +4,7 @@
 
 namespace lexibit {
 
-const Int8Kernels avx512vnni_kernels = {linear<DotProducts>, encoder<DotProducts>};
+const Int8Kernels avx512vnni_kernels = {linear<DotProducts>, encoder<DotProducts>, add_norms};
 
 }  // namespace lexibit
 

@@ -36,6 +36,12 @@ void add_norm(Floats a, Floats b, const Norm& norm, std::int64_t count, float* o
   }
 }
 
+void add_norms(Floats a, Floats b, const Norm& norm, std::int64_t tokens, std::int64_t columns, float* out, int threads) {
+  parallel_for(tokens, threads, [&](std::int64_t t) {
+    add_norm(a + t * columns, b + t * columns, norm, columns, out + t * columns);
+  });
+}
+
 // Attention of one head over one text. ----------------------------------------------------------------------
 
 struct Head {

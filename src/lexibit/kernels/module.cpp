@@ -252,6 +252,59 @@ bool norm_of(PyObject* tuple, lexibit::Norm& norm) {
   return true;
 }
 
+// The rows of some embeddings added up, each of (weight, ids), and LayerNorm of that. Returns the number of the first whose
+// ids are not all rows of it, before anything is done, or -1.
+PyObject* embed(PyObject*, PyObject* arguments) {
+  constexpr Py_ssize_t most = 3;
+  const char* name;
+  int threads;
+  PyObject *tuples, *norm_tuple;
+  long long tokens, out;
+  lexibit::Norm norm;
+  if (!PyArg_ParseTuple(arguments, "siO!LO!L", &name, &threads, &PyTuple_Type, &tuples, &tokens, &PyTuple_Type,
+                        &norm_tuple, &out) ||
+      !norm_of(norm_tuple, norm))
+    return nullptr;
+  const InstructionSet* set = set_named(name);
+  if (!set) return nullptr;
+  if (!set->int8 || !set->int8->add_norm) return PyErr_Format(PyExc_ValueError, "%s has no kernel for embeddings", name);
+  Weight weight[most];
+  const std::int64_t* ids[most];
+  const Py_ssize_t count = PyTuple_Size(tuples);
+  if (count < 2 || count > most) return PyErr_Format(PyExc_ValueError, "%zd embeddings, not 2 or 3", count);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* tuple;
+    long long of;
+    if (!PyArg_ParseTuple(PyTuple_GetItem(tuples, i), "O!L", &PyTuple_Type, &tuple, &of) || !weight_of(tuple, weight[i]))
+      return nullptr;
+    ids[i] = address<std::int64_t>(of);
+  }
+  const std::int64_t columns = weight[0].own_columns(), numbers = tokens * columns;
+  Py_ssize_t wrong = -1;
+  PyObject* done = unlocked([&] {
+    // what was checked, whoever writes to ids meanwhile
+    const std::unique_ptr<std::int64_t[]> rows(new std::int64_t[static_cast<std::size_t>(count * tokens)]);
+    for (Py_ssize_t i = 0; i < count && wrong < 0; ++i)
+      for (std::int64_t t = 0; t < tokens && wrong < 0; ++t) {
+        rows[static_cast<std::size_t>(i * tokens + t)] = ids[i][t];
+        if (ids[i][t] < 0 || ids[i][t] >= weight[i].own_rows()) wrong = i;
+      }
+    if (wrong >= 0) return;
+    const std::unique_ptr<float[]> more(new float[static_cast<std::size_t>(numbers)]);
+    float* const sum = address<float>(out);
+    set->float32->embedding(weight[0], rows.get(), tokens, sum, threads);
+    for (Py_ssize_t i = 1; i < count; ++i) {
+      set->float32->embedding(weight[i], rows.get() + i * tokens, tokens, more.get(), threads);
+      if (i + 1 < count)
+        for (std::int64_t j = 0; j < numbers; ++j) sum[j] += more[static_cast<std::size_t>(j)];
+    }
+    set->int8->add_norm(sum, more.get(), norm, tokens, columns, sum, threads);
+  });
+  if (!done) return nullptr;
+  Py_DECREF(done);
+  return PyLong_FromSsize_t(wrong);
+}
+
 // A layer from (linear layers, norms, heads, scaling, activation).
 bool layer_of(PyObject* tuple, lexibit::EncoderLayer& layer) {
   PyObject *linears, *norms, *part[6], *norm[2];
@@ -343,6 +396,7 @@ PyMethodDef methods[] = {
      "(threads, values, gaps, count, rows, columns, x, tokens, out, transposed)"},
     {"assign", assign, METH_VARARGS,
      "(threads, levels, limits, names, count, of_row, of_column, rows, columns, coupling, values, target, codes, change)"},
+    {"embed", embed, METH_VARARGS, "(name, threads, embeddings, tokens, norm, out)"},
     {"encoder", encoder, METH_VARARGS, "(name, threads, layers, x, texts, length, mask, mask_rows, out)"},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -80,6 +80,9 @@ struct Int8Kernels {
   // added to the scores, or null. False if outliers do not lie in their weights: then nothing was done. May be null.
   bool (*encoder)(const EncoderLayer* layers, std::int64_t count, const float* x, std::int64_t texts, std::int64_t length,
                   const float* mask, std::int64_t mask_rows, float* out, int threads);
+  // LayerNorm of a sum, both [tokens, columns]; out may be a part of the sum. May be null.
+  void (*add_norm)(const float* a, const float* b, const Norm&, std::int64_t tokens, std::int64_t columns, float* out,
+                   int threads);
 };
 
 extern const Float32Kernels avx2_kernels;

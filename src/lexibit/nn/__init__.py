@@ -16,7 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lexibit.nn.base import Quantized
-from lexibit.nn.encoder import undo
+from lexibit.nn.fused import undo
 from lexibit.nn.layers import (
     QuantizedConv1D,
     QuantizedEmbedding,

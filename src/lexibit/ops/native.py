@@ -307,6 +307,47 @@ def unchanged(dicts: tuple[dict[str, Any], ...], names: tuple[str, ...], values:
     return bool(_kernels.unchanged(dicts, names, values))
 
 
+class Embeddings:
+    """The rows of some embeddings, added up one after the other, and LayerNorm of that.
+
+    Holds the addresses of its tensors, which must be contiguous and stay where they are.
+
+    Args:
+        weights: two or three, as wide as each other, without outliers.
+        norm: LayerNorm's weight, bias and epsilon.
+    """
+
+    def __init__(self, weights: Sequence[Stored], norm: tuple[Tensor, Tensor, float]) -> None:
+        self._kept = weights, norm
+        self._shapes = [matrix_shape(tuple(weight.shape)) for weight in weights]
+        self._arguments = [_weight(weight)[1] for weight in weights]
+        self._norm = norm[0].data_ptr(), norm[1].data_ptr(), norm[2]
+
+    def __call__(self, ids: Sequence[Tensor]) -> Tensor:
+        """``[*shape, columns]``, float32.
+
+        Args:
+            ids: which rows of each, int64 of the same shape, contiguous.
+
+        Raises:
+            IndexError: some are not there.
+        """
+        _, columns = self._shapes[0]
+        out = torch.empty((*ids[0].shape, columns), dtype=torch.float32)
+        tokens = ids[0].numel()
+        wrong = _kernels.embed(
+            chosen().name,
+            _threads(tokens * columns),
+            tuple((weight, of.data_ptr()) for weight, of in zip(self._arguments, ids, strict=True)),
+            tokens,
+            self._norm,
+            out.data_ptr(),
+        )
+        if wrong >= 0:
+            checked_rows(ids[wrong], self._shapes[wrong][0])
+        return out
+
+
 class EncoderLayer:
     """A layer of an encoder that norms after it adds, its products as :func:`linear_rounded` in int8.
 
