@@ -118,8 +118,8 @@ def test_levels_go_in_255_steps_from_the_least_to_the_greatest() -> None:
 def products(draw: st.DrawFn) -> tuple[Tensor, Stored, Tensor | None]:
     """Any product that the kernels take."""
     rows = draw(st.integers(1, 140))
-    # whole bytes of one, two and four bits are 512, 256 and 128 columns at a time
-    columns = draw(st.integers(1, 200) | st.sampled_from([64, 128, 256, 520, 600, 1088]))
+    # whole bytes of one, two and four bits are 512, 256 and 128 columns at a time; 2048 may be 1024 bytes
+    columns = draw(st.integers(1, 200) | st.sampled_from([64, 72, 128, 256, 520, 600, 1088, 2048]))
     bits, form = draw(st.integers(1, 8)), draw(st.sampled_from(list(LevelForm)))
     spelling = draw(st.sampled_from(["matrix", "row", "rows:3", "blocks:4", "columns:64", "columns:128"]))
     groups = Groups.parse(spelling, (rows, columns))
@@ -131,7 +131,7 @@ def products(draw: st.DrawFn) -> tuple[Tensor, Stored, Tensor | None]:
     places = torch.randperm(rows * columns, generator=generator)[:count].sort().values
     added = (torch.randn(count, generator=generator), pack_places(places)) if count else (None, None)
     weight = Stored(pack(codes, bits), levels, None, None, *added, *layout)
-    tokens = draw(st.sampled_from([0, *range(1, 20), 31]))
+    tokens = draw(st.sampled_from([0, *range(1, 20), 31, 48, 49]))
     x = torch.randn(tokens, columns, generator=generator)
     return x, weight, torch.randn(rows, generator=generator) if draw(st.booleans()) else None
 
@@ -154,6 +154,21 @@ def test_a_product_is_the_exact_sum_of_the_rounded_numbers(
     # two sums that are rounded at each addition may be twice as far apart
     tolerance = {"int8": 1e-5, "bfloat16": 2e-5}[compute]
     assert ((by_reference - followed).abs() <= tolerance * size + 1e-6).all()
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("columns", [8, 72, 250])
+@pytest.mark.parametrize("rows", [1, 31, 33, 65, 130])
+def test_a_token_is_the_same_by_every_way_to_multiply(
+    rounding: Make, bits: int, columns: int, rows: int
+) -> None:
+    if not KERNELS:
+        pytest.skip("the reference has one way")
+    weight = rounding((rows, columns), bits, "row")
+    x = torch.randn(70, columns)
+    one_by_one = torch.cat([weight.linear(token) for token in x.split(1)])
+    for count in (5, 12, 13, 16, 17, 25, 48, 49, 70):
+        assert torch.equal(weight.linear(x[-count:]), one_by_one[-count:])
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
@@ -194,7 +209,7 @@ def test_a_token_is_the_same_in_every_batch_and_on_any_number_of_threads(
             torch.set_num_threads(threads)
             results.append(weight.linear(x))
             if KERNELS:
-                for count in (1, 2, 3, 4, 7, 8, 9, 12, 13):
+                for count in (1, 2, 3, 4, 7, 8, 9, 12, 13, 16, 17):
                     assert torch.equal(weight.linear(x[5 : 5 + count]), results[0][5 : 5 + count])
     finally:
         torch.set_num_threads(before)

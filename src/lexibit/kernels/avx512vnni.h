@@ -408,98 +408,6 @@ void from_codes(const Product& product, std::int64_t part) {
   }
 }
 
-// Many tokens: tiles of rows are decoded once. --------------------------------------------------------------
-
-// A tile: of each four columns the rows one after the other, four bytes each.
-template <int bits>
-void decode_tile(const Product& product, Levels<bits>& levels, std::int64_t first, std::int64_t count, std::int64_t run,
-                 std::uint8_t* tile, float* step, float* middle) {
-  const std::int64_t columns = product.columns_of(run);
-  const Unpack<bits> unpack;
-  for (std::int64_t begin = 0; begin < count; begin += 16) {
-    const Rows<bits>& rows = levels.rows(first + begin, product, run);
-    std::memcpy(step + begin, rows.step, sizeof rows.step);
-    std::memcpy(middle + begin, rows.middle, sizeof rows.middle);
-    std::uintptr_t next = rows.next;
-    for (std::int64_t i = 0; i < columns; i += wide) {
-      fetch<16 * bits>(next);
-      __m512i level[16];
-#pragma GCC unroll 16
-      for (int r = 0; r < 16; ++r) level[r] = LookUp<bits>(rows.level[r])(unpack(rows.codes[r], i));
-      transpose(level);
-#pragma GCC unroll 16
-      for (int c = 0; c < 16; ++c)
-        _mm512_store_si512(tile + ((i / 4 + c) * part_rows + begin) * 4, level[c]);
-    }
-  }
-}
-
-// V vectors of rows of a tile with T tokens. All loops over their sums are unrolled, and short enough for
-// a compiler to do it: else it keeps the sums in memory all the time.
-template <int V, int T>
-void multiply(const Product& product, const std::uint8_t* tile, std::int64_t row, std::int64_t count, std::int64_t token,
-              std::int64_t run, const float* step, const float* middle) {
-  __m512i total[T][V];
-#pragma GCC unroll 6
-  for (int t = 0; t < T; ++t)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) total[t][v] = _mm512_setzero_si512();
-  const std::int64_t quads = (product.columns_of(run) + 3) / 4;
-  const std::int8_t* x = product.x + token * product.stride + run * product.run_columns;
-  for (std::int64_t i = 0; i < quads; ++i) {
-    __m512i level[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) level[v] = _mm512_loadu_si512(tile + (i * part_rows + 16 * v) * 4);
-#pragma GCC unroll 6
-    for (int t = 0; t < T; ++t) {
-      int four;
-      std::memcpy(&four, x + t * product.stride + 4 * i, 4);
-      const __m512i all = _mm512_set1_epi32(four);
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) total[t][v] = _mm512_dpbusd_epi32(total[t][v], level[v], all);
-    }
-  }
-  __m512i sum[T][V];
-#pragma GCC unroll 6
-  for (int t = 0; t < T; ++t)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) _mm512_store_si512(&sum[t][v], total[t][v]);
-  for (int v = 0; v < V; ++v)
-    for (int t = 0; t < T; ++t)
-      finish(product, token + t, row + 16 * v, first_sixteen(count - 16 * v), run, _mm512_load_si512(&sum[t][v]),
-             _mm512_loadu_ps(step + 16 * v), _mm512_loadu_ps(middle + 16 * v));
-}
-
-template <int V>
-void multiply_all(const Product& product, const std::uint8_t* tile, std::int64_t row, std::int64_t count,
-                  std::int64_t run, const float* step, const float* middle) {
-  in_parts<6>(product.tokens, [&](auto some, std::int64_t token) {
-    multiply<V, decltype(some)::get>(product, tile, row, count, token, run, step, middle);
-  });
-}
-
-// A tile's rows of the weight with all tokens.
-template <int bits>
-void from_tiles(const Product& product, std::int64_t part) {
-  const Weight& weight = product.weight;
-  const std::int64_t columns = (product.columns_of(0) + wide - 1) / wide * wide;
-  const std::int64_t first = part * part_rows, count = std::min(weight.rows - first, part_rows);
-  Levels<bits> levels(weight);
-  Buffer<std::uint8_t> memory(columns * part_rows);
-  std::uint8_t* tile = memory.data();
-  alignas(64) float step[part_rows], middle[part_rows];
-  for (std::int64_t run = 0; run < product.runs; ++run) {
-    decode_tile<bits>(product, levels, first, count, run, tile, step, middle);
-    const auto with = [&](auto use) { use(product, tile, first, count, run, step, middle); };
-    switch ((count + 15) / 16) {
-      case 1: with(multiply_all<1>); break;
-      case 2: with(multiply_all<2>); break;
-      case 3: with(multiply_all<3>); break;
-      case 4: with(multiply_all<4>); break;
-    }
-  }
-}
-
 // A product, cut into parts that may be done in any order. --------------------------------------------------
 
 struct Parts {
@@ -507,20 +415,7 @@ struct Parts {
   void (*part)(const Product&, std::int64_t);
 };
 
-// How many tokens are multiplied: by dot products here, in amx.cpp by tiles.
-struct DotProducts {
-  static constexpr std::int64_t few = 12;  // tokens at most, for which rows are decoded and used at once
-
-  // Memory for the tokens in another order, and what brings them into it.
-  static std::int64_t arranged_size(std::int64_t, std::int64_t) { return 0; }
-  static Parts arrange(const Product&) { return {0, nullptr}; }
-
-  template <int bits>
-  static Parts multiply(const Product& product) {
-    return {pieces(product.weight.rows, part_rows), from_tiles<bits>};
-  }
-};
-
+// `Many` is how more than a few tokens are multiplied: DotProducts or Tiles.
 template <class Many>
 Parts parts_of(const Product& product) {
   Parts found{0, nullptr};
