@@ -13,7 +13,7 @@ from torch import Tensor
 from lexibit import checkpoint, format, importance
 from lexibit.checkpoint.source import weight_files
 from lexibit.config import LexibitConfig
-from lexibit.errors import LexibitError
+from lexibit.errors import LexibitError, no_codes
 from lexibit.fidelity import weight_error
 from lexibit.hub import read_config
 from lexibit.importance import Magnitude
@@ -52,7 +52,7 @@ def describe(folder: Path, against: Path | None = None) -> list[dict[str, Any]]:
         stored = format.read(weight_files(folder))
         packed = {name: weight for name, weight in stored.items() if isinstance(weight, CodebookWeight)}
     if not packed:
-        raise LexibitError(f"{folder}: holds no weights in codes")
+        raise no_codes(folder)
     for name in packed:
         if against is not None and name not in floats:
             raise LexibitError(f"{against}: has no weight {name}: give the float model that it was made from")

@@ -24,6 +24,11 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> LexibitError:
     return LexibitError(f"unknown {kind} {name!r}: {hint}known: {shown}")
 
 
+def no_codes(where: object) -> LexibitError:
+    """An error for a folder or file that is not quantized."""
+    return LexibitError(f"{where}: holds no weights in codes: lexibit quantize makes a folder that does")
+
+
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
     """Imports of packages that an extra of lexibit brings.

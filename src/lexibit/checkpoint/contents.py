@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lexibit import format
 from lexibit.checkpoint.source import load_float, load_quantized, load_tokenizer, weight_files
-from lexibit.errors import LexibitError
+from lexibit.errors import LexibitError, no_codes
 from lexibit.fidelity import OutputFidelity, WeightError, output_fidelity, weight_errors
 from lexibit.nn import codebooks
 from lexibit.weight import CodebookWeight, WeightSpec, bits_per_weight
@@ -65,7 +65,7 @@ def inspect(folder: Path) -> Contents:
     files = weight_files(folder)
     index = format.read_index(files)
     if not index:
-        raise LexibitError(f"{folder}: holds no weights in codes")
+        raise no_codes(folder)
     parameters = sum(prod(spec.shape) for spec in index.values())
     ours = {key for name, spec in index.items() for key in spec.keys(name).values()}
     for file in files:

@@ -12,7 +12,7 @@ from lexibit import format
 from lexibit.checkpoint.source import load_quantized, weight_files
 from lexibit.checkpoint.target import copy_companions, new_folder, save_folder
 from lexibit.checkpoint.verification import verify
-from lexibit.errors import LexibitError
+from lexibit.errors import no_codes
 from lexibit.files import exists_already, replacing
 from lexibit.quantize import dequantize
 
@@ -60,6 +60,6 @@ def _decode_files(source: Path, out: Path) -> None:
     tensors = format.read(weight_files(source))
     floats = {name: value if isinstance(value, Tensor) else value.decode() for name, value in tensors.items()}
     if all(floats[name] is tensors[name] for name in floats):
-        raise LexibitError(f"{source}: holds no weights in codes")
+        raise no_codes(source)
     # loaders ask whose tensors they are
     save_file({name: value.contiguous() for name, value in floats.items()}, out, metadata={"format": "pt"})

@@ -101,7 +101,7 @@ class Local:
             if self.limit is not None and job.memory > self.limit:
                 raise LexibitError(
                     f"{job.planned.name} takes up to {ceil(job.memory / 1e6)} MB while it is quantized, "
-                    f"--memory allows {self.limit // 10**6}: allow more, or exclude it"
+                    f"--memory allows {self.limit / 1e6:.3g}: allow more, or exclude it"
                 )
 
     def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, Parts]]:

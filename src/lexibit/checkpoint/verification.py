@@ -11,7 +11,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from lexibit import format
 from lexibit.checkpoint.source import model_files, weight_files
 from lexibit.config import METHOD
-from lexibit.errors import FormatError, LexibitError
+from lexibit.errors import FormatError, no_codes
 
 _REMEDY = "copy or download it again"
 
@@ -45,7 +45,7 @@ def verify(folder: Path) -> Verified:
     files = weight_files(folder)
     index, noted = format.read_headers(files)
     if not index:
-        raise LexibitError(f"{folder}: holds no weights in codes")
+        raise no_codes(folder)
     if (folder / "config.json").is_file():
         _check_model(folder, files)
     places: dict[str, Path] = {}

@@ -191,7 +191,7 @@ def configuration(options: list[str]) -> LexibitConfig:
     parsed = check(QUANTIZE, options)
     texts = parsed.params["calibrate"]
     if texts is not None and not texts.startswith("task:") and not Path(texts).is_file():
-        raise LexibitError(f"calibrate: {texts}: no such file")
+        raise LexibitError(f"calibrate: {texts}: no such file; 'task' stands for each cell's own task")
     return config_of(parsed)
 
 
