@@ -214,8 +214,8 @@ class Levels {
  public:
   explicit Levels(const Weight& weight) : weight_(weight), table_(weight) {}
 
-  // Sixteen rows of a run from `first` on; those behind the last are the last one again. What comes behind them is the
-  // next sixteen rows, of which each run has its share.
+  // Sixteen rows of a run from `first` on; those behind the last, which may be all, are the last one again. What comes
+  // behind them is the next sixteen rows, of which each run has its share.
   const Rows<bits>& rows(std::int64_t first, const Product& product, std::int64_t run) {
     constexpr int size = Rows<bits>::size;
     const std::int64_t column = run * product.run_columns, block = column / weight_.block_columns;
@@ -224,13 +224,14 @@ class Levels {
                  static_cast<std::uintptr_t>(((first + 16) * weight_.columns + 16 * column) * bits / 8);
     const float* table[16];
     std::int64_t group[16];
-    std::int64_t own = weight_.group(first, block), in_group = first % weight_.block_rows;
+    const std::int64_t last = weight_.rows - 1;
+    std::int64_t own = weight_.group(std::min(first, last), block), in_group = std::min(first, last) % weight_.block_rows;
     for (int r = 0; r < 16; ++r) {
-      const std::int64_t row = std::min(first + r, weight_.rows - 1);
+      const std::int64_t row = std::min(first + r, last);
       rows_.codes[r] = vectors_.of(weight_, row, column, columns, r);
       group[r] = own;
       // a division for each row would take as long as all else that is done for it
-      if (row + 1 < weight_.rows && ++in_group == weight_.block_rows) in_group = 0, own += weight_.runs;
+      if (row < last && ++in_group == weight_.block_rows) in_group = 0, own += weight_.runs;
     }
     if (group[0] == group_ && group[15] == group_) return rows_;
     group_ = group[0] == group[15] ? group[0] : -1;
