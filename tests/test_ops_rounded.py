@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -169,6 +171,36 @@ def test_a_token_is_the_same_by_every_way_to_multiply(
     one_by_one = torch.cat([weight.linear(token) for token in x.split(1)])
     for count in (5, 12, 13, 16, 17, 25, 48, 49, 70):
         assert torch.equal(weight.linear(x[-count:]), one_by_one[-count:])
+
+
+def at_the_end(part: Tensor) -> Tensor:
+    """A copy, behind which a page begins that nobody may read."""
+    page = mmap.PAGESIZE
+    size = -(-part.nbytes // page) * page
+    memory = mmap.mmap(-1, size + page)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(whole.data_ptr() + size), ctypes.c_size_t(page), 0) == 0
+    copied = whole[size - part.nbytes : size].view(part.dtype).view(part.shape)
+    return copied.copy_(part)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MAP_ANONYMOUS"), reason="protects memory as POSIX does")
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("groups", ["row", "columns:64", "matrix"])
+def test_nothing_is_read_behind_a_weight(compute: str, bits: int, groups: str) -> None:
+    generator = torch.Generator().manual_seed(bits)
+    for rows, columns in ((1, 64), (2, 768), (8, 72), (40, 72), (72, 64), (17, 33)):
+        grouped = Groups.parse(groups, (rows, columns))
+        codes = pack(torch.randint(1 << bits, (rows, columns), generator=generator, dtype=torch.uint8), bits)
+        levels = torch.randn(grouped.count, 1 << bits, generator=generator)
+        layout = [rows, columns], bits, list(grouped.block), "table", [0, 0]
+        plain = Stored(codes, levels, *[None] * 4, *layout)
+        guarded = Stored(at_the_end(codes), at_the_end(levels), *[None] * 4, *layout)
+        for tokens in (1, 8, 13, 48, 49):
+            x = torch.randn(tokens, columns, generator=generator)
+            found = ops.linear_rounded(at_the_end(x), None, *guarded, "none", compute)
+            assert torch.equal(found, ops.linear_rounded(x, None, *plain, "none", compute))
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])

@@ -61,7 +61,7 @@ def embed(
     norm: tuple[int, int, float],
     out: int,
     /,
-) -> int: ...
+) -> None: ...
 def encoder(
     name: str,
     threads: int,

@@ -200,6 +200,23 @@ def test_what_the_kernels_do_not_take_is_left_to_the_parts(case: str, calls: lis
     assert not calls
 
 
+@pytest.mark.parametrize(
+    ("kind", "given", "named"),
+    [
+        ("bert", 0, {"strange": None}),
+        ("bert", 1, {"input_ids": ids(2, 9)}),
+        ("distilbert", 0, {"token_type_ids": torch.zeros(2, 9, dtype=torch.long)}),
+        ("albert", 0, {"past_key_values_length": 0}),
+    ],
+)
+def test_what_is_no_argument_is_an_error(kind: str, given: int, named: dict[str, object]) -> None:
+    module = embeddings(kind)
+    words = {} if given else {"input_ids": ids(2, 9)}
+    for one in (module, plain(module)):
+        with torch.inference_mode(), pytest.raises(TypeError):
+            one(*given * [ids(2, 9)], **words | named)
+
+
 def changed(change: str, module: nn.Module) -> None:
     if change == "norm":
         module.LayerNorm.weight.data = torch.randn(72)
@@ -222,6 +239,8 @@ def changed(change: str, module: nn.Module) -> None:
         module.position_embeddings.register_forward_hook(lambda *call: -call[2])
     elif change == "forward":
         module.token_type_embeddings.forward = lambda given: torch.ones(*given.shape, 72)
+    elif change == "strides":
+        module.LayerNorm.weight.requires_grad_(False).as_strided_((72,), (0,))
     elif change == "gaps":
         module.LayerNorm.bias = nn.Parameter(torch.randn(144)[::2])
     elif change == "other module":
@@ -233,11 +252,12 @@ def changed(change: str, module: nn.Module) -> None:
     "change",
     [
         *("norm", "epsilon", "levels", "in place", "embedding", "own positions", "own kinds", "dropout"),
-        *("hook", "forward", "gaps", "other module"),
+        *("hook", "forward", "strides", "gaps", "other module"),
     ],
 )
 def test_what_is_changed_counts(change: str) -> None:
     module = embeddings("bert")
+    module.LayerNorm.weight.data = torch.linspace(1, 2, 72)
     with torch.inference_mode():
         before = module(input_ids=ids(2, 9))
         torch.manual_seed(1)

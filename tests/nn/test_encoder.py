@@ -344,6 +344,26 @@ def test_layers_are_copied_and_pickled() -> None:
             assert torch.equal(other(x), expected)
 
 
+def test_a_class_in_front_of_a_fused_one_stays() -> None:
+    model, x = optimized("bert"), inputs(2, 8)
+    fused = type(model.encoder)
+
+    class Doubled(fused):  # type: ignore[misc, valid-type]
+        def forward(self, *given: object, **more: object) -> object:
+            found = super().forward(*given, **more)
+            found.last_hidden_state *= 2
+            return found
+
+    with torch.inference_mode():
+        expected = 2 * model(x).last_hidden_state
+        model.encoder.__class__ = Doubled
+        for one in (model, copy.deepcopy(model)):
+            assert type(one.encoder) is Doubled
+            assert torch.equal(one(x).last_hidden_state, expected)
+        lexibit.optimize(model)
+        assert torch.equal(model(x).last_hidden_state, expected)
+
+
 def test_a_decoder_and_a_strange_layer_are_left_alone() -> None:
     assert not layers(optimized("bert", is_decoder=True))
 

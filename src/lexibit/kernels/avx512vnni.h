@@ -103,17 +103,19 @@ constexpr int levels_at_once = bits <= 2 ? 4 : bits == 3 ? 8 : 16;
 template <int bits>
 inline void levels_of_rows(const float* const (&table)[16], int from, __m512i (&level)[levels_at_once<bits>]) {
   const auto four = [&](int row) {
-    const double* two = reinterpret_cast<const double*>(table[row]);
-    return bits == 1 ? _mm_castpd_si128(_mm_loaddup_pd(two)) : _mm_loadu_si128(reinterpret_cast<const __m128i*>(two));
+    if constexpr (bits == 1) {
+      const __m128i two = _mm_loadu_si64(table[row]);
+      return _mm_unpacklo_epi64(two, two);
+    } else {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(table[row]));
+    }
   };
   const auto eight = [&](int row) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table[row])); };
   if constexpr (bits <= 2) {
-    __m512i row[4];
     for (int i = 0; i < 4; ++i)
-      row[i] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(four(i + 4), four(i))),
-                                  _mm256_set_m128i(four(i + 12), four(i + 8)), 1);
-    transpose_fours(row);
-    std::copy_n(row, 4, level);
+      level[i] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(four(i + 4), four(i))),
+                                    _mm256_set_m128i(four(i + 12), four(i + 8)), 1);
+    transpose_fours(level);
   } else if constexpr (bits == 3) {
     __m512i low[4], high[4];  // levels of rows 0 to 3 and 8 to 11, and of the others
     for (int i = 0; i < 4; ++i) {

@@ -101,7 +101,7 @@ bool in_quads(const Weight& weight) {
   return bits <= 4 && weight.columns * bits % 8 == 0 && weight.columns * bits / 8 % 1024 != 0;
 }
 
-// The first tokens, of which the tile is made on the way if there are more.
+// The first tokens, for which the tile is made on the way.
 template <int bits, int T>
 void multiply_decoding(const Product& product, const Quads<bits>& low, const Quads<bits>& high, std::uintptr_t next,
                        std::uint8_t* tile, std::int64_t row, std::int64_t count, std::int64_t run, const float* step,
@@ -115,12 +115,11 @@ void multiply_decoding(const Product& product, const Quads<bits>& low, const Qua
     __m512i level[2][4];
     fetch<8 * bits>(next);
     low.decode(i, level[0]), high.decode(i, level[1]);
-    if (tile)
 #pragma GCC unroll 4
-      for (int q = 0; q < 4; ++q) {
-        _mm512_store_si512(tile + (i / 4 + q) * 128, level[0][q]);
-        _mm512_store_si512(tile + (i / 4 + q) * 128 + 64, level[1][q]);
-      }
+    for (int q = 0; q < 4; ++q) {
+      _mm512_store_si512(tile + (i / 4 + q) * 128, level[0][q]);
+      _mm512_store_si512(tile + (i / 4 + q) * 128 + 64, level[1][q]);
+    }
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q)
 #pragma GCC unroll 8
@@ -137,10 +136,10 @@ void multiply_decoding(const Product& product, const Quads<bits>& low, const Qua
 
 template <int bits>
 void from_quads(const Product& product, std::int64_t part) {
-  constexpr int most = 8;  // tokens at once
+  constexpr int most = 8;  // tokens at once, fewer than there are
   const Weight& weight = product.weight;
   Levels<bits> low_levels(weight), high_levels(weight);
-  Buffer<std::uint8_t> memory(product.tokens > most ? pieces(product.columns_of(0), 16) * 16 * 32 : 0);
+  Buffer<std::uint8_t> tile(pieces(product.columns_of(0), 16) * 16 * 32);
   alignas(64) float step[32], middle[32];
   const std::int64_t end = std::min(weight.rows, (part + 1) * part_rows);
   for (std::int64_t first = part * part_rows; first < end; first += 32) {
@@ -157,10 +156,9 @@ void from_quads(const Product& product, std::int64_t part) {
       in_parts<most>(product.tokens, [&](auto some, std::int64_t token) {
         constexpr int T = decltype(some)::get;
         if (token)
-          multiply<2, T>(product, memory.data(), first, count, token, run, step, middle);
+          multiply<2, T>(product, tile.data(), first, count, token, run, step, middle);
         else
-          multiply_decoding<bits, T>(product, low, high, next, product.tokens > T ? memory.data() : nullptr, first, count,
-                                     run, step, middle);
+          multiply_decoding<bits, T>(product, low, high, next, tile.data(), first, count, run, step, middle);
       });
     }
   }
@@ -171,8 +169,7 @@ void from_quads(const Product& product, std::int64_t part) {
 template <int bits>
 void decode_tile(const Product& product, Levels<bits>& levels, std::int64_t first, std::int64_t count, std::int64_t run,
                  std::uint8_t* tile, float* step, float* middle) {
-  const std::int64_t columns = product.columns_of(run);
-  const std::int64_t vectors = pieces(count, 16);
+  const std::int64_t columns = product.columns_of(run), vectors = pieces(count, 16);
   const Unpack<bits> unpack;
   for (std::int64_t begin = 0; begin < count; begin += 16) {
     const Rows<bits>& rows = levels.rows(first + begin, product, run);
@@ -223,7 +220,7 @@ void from_tiles(const Product& product, std::int64_t part) {
 }
 
 struct DotProducts {
-  static constexpr std::int64_t few = 12;    // tokens at most, for which rows are decoded and used at once
+  static constexpr std::int64_t few = 12;   // tokens at most, for which rows are decoded and used at once
   static constexpr std::int64_t some = 48;  // and for which they are so that it takes little to decode them
 
   // Nothing brings the tokens into another order.

@@ -216,7 +216,8 @@ void encoder_layer(const EncoderLayer& layer, const Beside (&beside)[6], std::ui
   const std::int64_t tokens = texts.tokens(), hidden = layer.query.weight.columns, inner = layer.up.weight.rows;
   const std::int64_t all = layer.query.weight.rows, width = all / layer.heads;
   const Workspace<Many> space(layer, tokens, memory);
-  const auto& [of_query, of_key, of_value, of_output, of_up, of_down] = beside;
+  const Beside &of_query = beside[0], &of_key = beside[1], &of_value = beside[2], &of_output = beside[3],
+               &of_up = beside[4], &of_down = beside[5];
   const auto rounded_for = [&](const Linear& linear) {
     return Rounded(linear.weight, space.numbers, space.arranged, space.scale, space.sums);
   };
@@ -287,11 +288,14 @@ void encoder_layer(const EncoderLayer& layer, const Beside (&beside)[6], std::ui
   const auto last_norm = [&](std::int64_t t) {
     add_norm(space.sum + t * hidden, space.middle + t * hidden, layer.norm, hidden, out + t * hidden);
   };
-  member.run({phase(tokens, round_input), phase(arrange_heads.count, arrange_input), phase(3 * head_parts.count, project),
-              phase(texts.count * layer.heads, attention), phase(tokens, round_context),
-              phase(arrange_output.count, arrange_context), phase(output_parts.count, combine), phase(tokens, first_norm),
-              phase(arrange_up.count, arrange_middle), phase(up_parts.count, widen), phase(tokens, round_inner),
-              phase(arrange_down.count, arrange_inner), phase(down_parts.count, narrow), phase(tokens, last_norm)});
+  const Phase phases[] = {
+      phase(tokens, round_input), phase(arrange_heads.count, arrange_input), phase(3 * head_parts.count, project),
+      phase(texts.count * layer.heads, attention), phase(tokens, round_context),
+      phase(arrange_output.count, arrange_context), phase(output_parts.count, combine), phase(tokens, first_norm),
+      phase(arrange_up.count, arrange_middle), phase(up_parts.count, widen), phase(tokens, round_inner),
+      phase(arrange_down.count, arrange_inner), phase(down_parts.count, narrow), phase(tokens, last_norm)};
+  static_assert(sizeof phases == layer_phases * sizeof *phases);
+  member.run(phases, layer_phases);
 }
 
 // What a thread's last encoder needed is kept for its next one, unless it is much.

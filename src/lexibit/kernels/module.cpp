@@ -252,8 +252,7 @@ bool norm_of(PyObject* tuple, lexibit::Norm& norm) {
   return true;
 }
 
-// The rows of some embeddings added up, each of (weight, ids), and LayerNorm of that. Returns the number of the first whose
-// ids are not all rows of it, before anything is done, or -1.
+// The rows of some embeddings added up, each of (weight, ids), and LayerNorm of that.
 PyObject* embed(PyObject*, PyObject* arguments) {
   constexpr Py_ssize_t most = 3;
   const char* name;
@@ -280,16 +279,17 @@ PyObject* embed(PyObject*, PyObject* arguments) {
     ids[i] = address<std::int64_t>(of);
   }
   const std::int64_t columns = weight[0].own_columns(), numbers = tokens * columns;
-  Py_ssize_t wrong = -1;
+  bool inside = true;
+  long long row = 0, of_rows = 0;  // the one looked at last, and what there are
   PyObject* done = unlocked([&] {
     // what was checked, whoever writes to ids meanwhile
     const std::unique_ptr<std::int64_t[]> rows(new std::int64_t[static_cast<std::size_t>(count * tokens)]);
-    for (Py_ssize_t i = 0; i < count && wrong < 0; ++i)
-      for (std::int64_t t = 0; t < tokens && wrong < 0; ++t) {
-        rows[static_cast<std::size_t>(i * tokens + t)] = ids[i][t];
-        if (ids[i][t] < 0 || ids[i][t] >= weight[i].own_rows()) wrong = i;
+    for (Py_ssize_t i = 0; i < count; ++i)
+      for (std::int64_t t = 0; t < tokens; ++t) {
+        row = rows[static_cast<std::size_t>(i * tokens + t)] = ids[i][t], of_rows = weight[i].own_rows();
+        inside = row >= 0 && row < of_rows;
+        if (!inside) return;
       }
-    if (wrong >= 0) return;
     const std::unique_ptr<float[]> more(new float[static_cast<std::size_t>(numbers)]);
     float* const sum = address<float>(out);
     set->float32->embedding(weight[0], rows.get(), tokens, sum, threads);
@@ -300,9 +300,11 @@ PyObject* embed(PyObject*, PyObject* arguments) {
     }
     set->int8->add_norm(sum, more.get(), norm, tokens, columns, sum, threads);
   });
-  if (!done) return nullptr;
-  Py_DECREF(done);
-  return PyLong_FromSsize_t(wrong);
+  if (done && !inside) {
+    Py_DECREF(done);
+    return PyErr_Format(PyExc_IndexError, "row %lld of %lld rows", row, of_rows);
+  }
+  return done;
 }
 
 // A layer from (linear layers, norms, heads, scaling, activation).

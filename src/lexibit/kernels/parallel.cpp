@@ -58,9 +58,10 @@ Team::Team(std::int64_t phases) : state_(new State(phases)) {}
 Team::~Team() { delete state_; }
 
 // No error may leave a thread of the pool.
-void Team::Member::run(std::initializer_list<Phase> phases) {
+void Team::Member::run(const Phase* phases, std::int64_t count) {
   State& state = *team_.state_;
-  for (const Phase& phase : phases) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Phase& phase = phases[i];
     // behind the last phase the pool waits by itself
     if (at_)
       for (int looks = 0; state.of_phase[at_ - 1].done.load(std::memory_order_acquire) < before_; ++looks)
@@ -102,8 +103,9 @@ bool parallel_available() { return gomp_parallel && getpid() == home; }
 void run_phases(std::initializer_list<Phase> phases, int threads) {
   std::int64_t most = 0;
   for (const Phase& one : phases) most = one.count > most ? one.count : most;
-  Team team(static_cast<std::int64_t>(phases.size()));
-  const auto body = [&](Team::Member& member) { member.run(phases); };
+  const auto count = static_cast<std::int64_t>(phases.size());
+  Team team(count);
+  const auto body = [&](Team::Member& member) { member.run(phases.begin(), count); };
   team.run(most > 1 ? threads : 1, body);
 }
 

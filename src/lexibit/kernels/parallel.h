@@ -34,7 +34,7 @@ class Team {
     explicit Member(Team& team) : team_(team) {}
 
     // Does one phase after the other, each with all members; none begins before the one in front of it is done.
-    void run(std::initializer_list<Phase> phases);
+    void run(const Phase* phases, std::int64_t count);
 
    private:
     Team& team_;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -14,7 +16,8 @@ from lexibit.ops import native
 from lexibit.weight import CodebookWeight
 
 _WORDS, _KINDS, _POSITIONS = "word_embeddings", "token_type_embeddings", "position_embeddings"
-_OWN_KINDS, _OWN_POSITIONS = "token_type_ids", "position_ids"  # where none are given
+# arguments; the last two are buffers too, which stand for what is not given
+_IDS, _KIND_IDS, _POSITION_IDS = "input_ids", "token_type_ids", "position_ids"
 # By class: what is added up, in this order, and then normed.
 _FAMILIES = {
     f"transformers.models.{model}.modeling_{model}.{name}": parts
@@ -36,29 +39,28 @@ _FAMILIES = {
 class FusedEmbeddings(Fused):
     """Looks up, adds and norms in one go."""
 
-    _prepared: Prepared | None
-
     def forward(self, *given: Any, **named: Any) -> Tensor:
         """``[texts, tokens, columns]``."""
-        ids, kinds = given[0] if given else named.get("input_ids"), named.get("token_type_ids")
-        others = (value for name, value in named.items() if name not in ("input_ids", "token_type_ids"))
-        # positions may be given, or vectors in the place of words
-        if not asked(given[1:]) and not asked(others):
-            output = self._in_one_go(ids, kinds)
+        ids = given[0] if given else named.get(_IDS)
+        # else a compiler sees no more of this
+        if isinstance(ids, Tensor) and ops.direct(ids) and self._takes(given, named):
+            output = self._in_one_go(ids, named.get(_KIND_IDS))
             if output is not None:
                 return output
         slowly: Tensor = super().forward(*given, **named)
         return slowly
 
-    def _in_one_go(self, ids: Tensor | None, kinds: Tensor | None) -> Tensor | None:
-        if ids is None or not _takes(ids):
+    def _takes(self, given: tuple[Any, ...], named: dict[str, Any]) -> bool:
+        """Whether arguments are the class's own, and give no positions, nor vectors in the place of words."""
+        others = (*given[1:], *(value for name, value in named.items() if name not in (_IDS, _KIND_IDS)))
+        plain: Any = self._plain
+        return named.keys() <= _arguments(plain) and not (given and _IDS in named) and not asked(others)
+
+    def _in_one_go(self, ids: Tensor, kinds: Any) -> Tensor | None:
+        prepared = self._current(_prepare)
+        if prepared is None or not prepared.unfollowed(ids) or not _are_rows(ids):
             return None
-        if kinds is not None and not (_takes(kinds) and kinds.shape == ids.shape):
-            return None
-        prepared = self._prepared
-        if prepared is None or not prepared.holds():
-            prepared = self.__dict__["_prepared"] = _prepare(self)
-        if prepared is None or not prepared.unfollowed(ids):
+        if kinds is not None and not (_are_rows(kinds) and kinds.shape == ids.shape):
             return None
         positions = self._positions(ids)
         if positions.shape[1] != ids.shape[1]:
@@ -66,7 +68,7 @@ class FusedEmbeddings(Fused):
         rows = [ids.long(), positions.expand(ids.shape)]
         if len(prepared.parts) == 3:
             if kinds is None:
-                own = cast(Tensor, self._buffers[_OWN_KINDS]).expand(len(positions), -1)
+                own = cast(Tensor, self._buffers[_KIND_IDS]).expand(len(positions), -1)
                 kinds = torch.gather(own, 1, positions).expand(ids.shape)
             rows.insert(1, kinds.long())
         return prepared.do([of.contiguous() for of in rows])
@@ -75,10 +77,17 @@ class FusedEmbeddings(Fused):
         own: Any = self
         if hasattr(own, "create_position_ids_from_input_ids"):  # padding has a position of its own
             return cast(Tensor, own.create_position_ids_from_input_ids(ids, own.padding_idx))
-        return cast(Tensor, self._buffers[_OWN_POSITIONS])[:, : ids.shape[1]]
+        return cast(Tensor, self._buffers[_POSITION_IDS])[:, : ids.shape[1]]
 
 
-def _takes(ids: Any) -> bool:
+@cache
+def _arguments(plain: Any) -> frozenset[str]:
+    """What a class's forward may be given by name."""
+    return frozenset(signature(plain.forward).parameters)
+
+
+def _are_rows(ids: Any) -> bool:
+    """Whether the kernels look up what is asked for so."""
     return (
         isinstance(ids, Tensor)
         and ops.direct(ids)
@@ -119,7 +128,7 @@ def _prepare(module: FusedEmbeddings) -> Prepared | None:
     norm = as_norm(module._modules["LayerNorm"], columns)
     if norm is None:
         return None
-    ids = [module._buffers.get(name) for name in (_OWN_POSITIONS, _OWN_KINDS)[: len(parts) - 1]]
+    ids = [module._buffers.get(name) for name in (_POSITION_IDS, _KIND_IDS)[: len(parts) - 1]]
     if any(one is None or one.dtype != torch.int64 or not one.is_cpu or one.dim() != 2 for one in ids):
         return None
     stored_parts = (part for weight in weights for part in weight.parts if part is not None)

@@ -138,26 +138,16 @@ class FusedLayer(Fused):
     """Does a layer in one go."""
 
     _inside: tuple[type[nn.Module], ...]  # the classes of all modules inside when it was fused
-    _prepared: Prepared | None
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *others: Any, **more: Any
     ) -> Tensor:
         """The layer's output: ``[texts, tokens, columns]``, like its input."""
-        output = None
-        if not _asked(others, more):
-            output = _in_one_go([self], hidden_states, attention_mask)
+        output = None if _asked(others, more) else _in_one_go([self], hidden_states, attention_mask)
         if output is not None:
             return output
         slowly: Tensor = super().forward(hidden_states, attention_mask, *others, **more)
         return slowly
-
-    def _prepare(self) -> Prepared | None:
-        """What it comes to for the kernels; or None, if it is not for them."""
-        prepared = self._prepared
-        if prepared is None or not prepared.holds():
-            prepared = self.__dict__["_prepared"] = _prepare(self)
-        return prepared
 
 
 class FusedEncoder(Fused):
@@ -191,7 +181,7 @@ def _in_one_go(layers: list[FusedLayer], x: Tensor, mask: Tensor | None) -> Tens
         return None  # a compiler sees no more of this
     do = []
     for layer in layers:
-        prepared = layer._prepare()
+        prepared = layer._current(_prepare)
         if prepared is None or not prepared.takes(x):
             return None
         do.append(prepared.do)

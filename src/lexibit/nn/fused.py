@@ -6,9 +6,10 @@ take is left to that.
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable, Iterable
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +20,24 @@ from lexibit.nn.layers import QuantizedLinear
 from lexibit.ops import native
 from lexibit.weight import CodebookWeight
 
+Made = TypeVar("Made", bound="Unchanged")
+
 
 class Fused(nn.Module):
     """In front of a module's own class.
 
     Attributes:
         _plain: its own class.
-        _prepared: what it comes to for the kernels, as it was last; or None.
     """
 
     _plain: type[nn.Module]
-    _prepared: Any
+
+    def _current(self, prepare: Callable[[Any], Made | None]) -> Made | None:
+        """What it comes to for the kernels, made anew if it was changed; or None, if they do not take it."""
+        made: Made | None = self.__dict__.get("_prepared")
+        if made is None or not made.holds():
+            made = self.__dict__["_prepared"] = prepare(self)
+        return made
 
 
 class Done(nn.Module):
@@ -47,7 +55,7 @@ class Done(nn.Module):
 KNOWN = ("torch.nn.", "transformers.", "lexibit.")
 """Where classes come from that do what is known of them; somebody else's may do something else."""
 GLOBAL_HOOKS = (_hooks._global_forward_hooks, _hooks._global_forward_pre_hooks)
-_DTYPE = attrgetter("dtype")
+_OF_TENSORS = (Tensor.data_ptr, Tensor.numel, Tensor.is_contiguous, attrgetter("dtype"))
 # what of a module counts beside its children and tensors
 _ATTRIBUTES = {
     *("training", "compute", "_followed_by", "_layout"),
@@ -80,21 +88,19 @@ class Unchanged:
             places += [(one.__dict__, name, one.__dict__[name]) for name in attributes]
             self._tensors += [part for of in kept[1:] for part in of.values() if part is not None]
         self._dicts, self._names, self._values = zip(*places, strict=True)
-        self._tensors_were = self._look(Tensor.data_ptr), self._look(Tensor.numel), self._look(_DTYPE)
+        self._tensors_were = self._look()
 
-    def _look(self, at: Callable[[Tensor], Any]) -> list[Any]:
-        return list(map(at, self._tensors))
+    def _look(self) -> list[list[Any]]:
+        """What of tensors may change while they stay the same objects."""
+        return [list(map(at, self._tensors)) for at in _OF_TENSORS]
 
     def holds(self) -> bool:
         """Whether all is as it was."""
         # there are some hundred places to look at: no step of Python's own for each
-        addresses, counts, dtypes = self._tensors_were
         return (
             native.unchanged(self._dicts, self._names, self._values)
             and list(map(type, self._modules)) == self._types
-            and self._look(Tensor.data_ptr) == addresses
-            and self._look(Tensor.numel) == counts
-            and self._look(_DTYPE) == dtypes
+            and self._look() == self._tensors_were
             and not any(self._hooks)
             and native.chosen() == self._choice
         )
@@ -157,7 +163,6 @@ _classes: dict[tuple[type[Fused], type[nn.Module]], type[nn.Module]] = {}
 def put(front: type[Fused], module: nn.Module) -> None:
     """Put a class in front of a module's own, in place."""
     module.__class__ = _class(front, type(module))
-    module.__dict__["_prepared"] = None
 
 
 def is_fused(module: nn.Module | None, front: type[Fused]) -> bool:
@@ -179,7 +184,9 @@ def _class(front: type[Fused], plain: type[nn.Module]) -> type[nn.Module]:
 
 def _reduce(fused: Any, protocol: int) -> tuple[Any, ...]:
     """Pickle and copy a module whose class was made here, and stands in no file, by its own class."""
-    state = fused.__dict__ | {"_prepared": None}  # what was made of this one's tensors
+    state = {name: value for name, value in fused.__dict__.items() if name != "_prepared"}
+    if type(fused) not in _made:  # somebody's subclass of that
+        return copyreg.__newobj__, (type(fused),), state  # type: ignore[attr-defined]
     return _blank, (fused._front, fused._plain), state
 
 
@@ -190,7 +197,7 @@ def _blank(front: type[Fused], plain: type[nn.Module]) -> nn.Module:
 
 def unfuse(module: nn.Module) -> None:
     """Undo :func:`put`."""
-    if isinstance(module, Fused):
+    if type(module) in _made:
         plain: Any = module._plain
         module.__class__ = plain
         for name in ("_inside", "_prepared"):

@@ -319,7 +319,7 @@ class Embeddings:
 
     def __init__(self, weights: Sequence[Stored], norm: tuple[Tensor, Tensor, float]) -> None:
         self._kept = weights, norm
-        self._shapes = [matrix_shape(tuple(weight.shape)) for weight in weights]
+        self._columns = matrix_shape(tuple(weights[0].shape))[1]
         self._arguments = [_weight(weight)[1] for weight in weights]
         self._norm = norm[0].data_ptr(), norm[1].data_ptr(), norm[2]
 
@@ -332,19 +332,16 @@ class Embeddings:
         Raises:
             IndexError: some are not there.
         """
-        _, columns = self._shapes[0]
-        out = torch.empty((*ids[0].shape, columns), dtype=torch.float32)
+        out = torch.empty((*ids[0].shape, self._columns), dtype=torch.float32)
         tokens = ids[0].numel()
-        wrong = _kernels.embed(
+        _kernels.embed(
             chosen().name,
-            _threads(tokens * columns),
+            _threads(out.numel()),
             tuple((weight, of.data_ptr()) for weight, of in zip(self._arguments, ids, strict=True)),
             tokens,
             self._norm,
             out.data_ptr(),
         )
-        if wrong >= 0:
-            checked_rows(ids[wrong], self._shapes[wrong][0])
         return out
 
 
